@@ -1,0 +1,13 @@
+//! What packets mean: keys, masks, actions as data, the flow table. No sockets, no threads, no clock.
+//!
+//! - [`key`]: what is known of a packet; the same layout is the mask.
+//! - [`action`]: what a flow does, as data.
+//! - `extract`: from a frame to a key.
+//! - `rewrite`: from a set action to changed bytes, checksums kept right.
+//! - `flow`: one entry: key, mask, actions, statistics.
+//! - `table`: the classifier and its dump.
+
+pub mod action;
+pub mod key;
+
+mod debug;

@@ -1,0 +1,2 @@
+//! ovs-dpd
+fn main() {}
