@@ -1,1 +1,7 @@
-//! netlink
+//! Netlink, generic netlink and the Open vSwitch families as bytes; the server that speaks them.
+//! Knows no flow table.
+
+pub mod attr;
+pub mod errno;
+
+pub use errno::Errno;
