@@ -2,12 +2,18 @@
 //!
 //! - [`key`]: what is known of a packet; the same layout is the mask.
 //! - [`action`]: what a flow does, as data.
-//! - `extract`: from a frame to a key.
-//! - `rewrite`: from a set action to changed bytes, checksums kept right.
+//! - [`extract`]: from a frame to a key.
+//! - [`headers`]: where its headers are.
+//! - [`hash`]: the packet's hash.
+//! - [`rewrite`]: from a set action to changed bytes, checksums kept right.
 //! - `flow`: one entry: key, mask, actions, statistics.
 //! - `table`: the classifier and its dump.
 
 pub mod action;
+pub mod extract;
+pub mod hash;
+pub mod headers;
 pub mod key;
+pub mod rewrite;
 
 mod debug;

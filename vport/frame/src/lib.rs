@@ -1,9 +1,23 @@
 //! A frame: its bytes, its VLAN tag, its offloads; checksums and segmentation.
 //!
 //! The bottom room: what a port hands over, what the datapath changes, what a port sends.
+//!
+//! - [`buffer`]: the bytes, with room in front.
+//! - [`pool`]: buffers to be used again, one pool a worker.
+//! - [`offload`]: what a frame leaves to be done.
+//! - [`virtio`]: the same as the header in front of a frame on a TAP or a packet socket.
+//! - [`checksum`]: RFC 1071, CRC32c, and finishing a partial checksum.
+//! - [`segment`]: cutting a frame that stands for several.
 
 pub mod buffer;
+pub mod checksum;
 pub mod offload;
+pub mod pool;
+pub mod segment;
+pub mod virtio;
 
-pub use buffer::Frame;
+pub use buffer::{Frame, FrameError, HEADROOM, MAX_LEN, VlanTag};
+pub use checksum::complete_checksum;
 pub use offload::{Gso, GsoKind, Offload, PartialChecksum};
+pub use pool::Pool;
+pub use segment::{SegmentError, Segments};

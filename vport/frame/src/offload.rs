@@ -23,6 +23,14 @@ pub struct PartialChecksum {
     pub offset: u16,
 }
 
+impl PartialChecksum {
+    /// Where the sum goes, counted from the frame's first byte.
+    #[inline]
+    pub const fn field(self) -> usize {
+        self.start as usize + self.offset as usize
+    }
+}
+
 /// How to cut a frame into packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gso {
