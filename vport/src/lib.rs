@@ -1,1 +1,31 @@
-//! vport
+//! Frames in and out of the devices behind the ports. Knows no flows.
+//!
+//! - [`port`]: what every port can do: [`Port`], [`RxQueue`], and what they report;
+//! - [`open`]: which driver an existing device gets ([`attach`]), and what a dead daemon left
+//!   behind ([`cleanup`]);
+//! - [`internal`]: ports that are devices of our own ([`create_internal`]): a TAP, or a veth pair
+//!   where /dev/net/tun is closed;
+//! - [`af_packet`], [`tap`]: a driver each;
+//! - [`hide`]: keeps a port's packets from the host's own stack;
+//! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
+//! - [`error`]: an errno for the protocol, with a sentence for people.
+//!
+//! Unsafe code lives in `sys/`, one kernel noun a file.
+
+pub mod af_packet;
+pub mod error;
+pub mod hide;
+pub mod internal;
+pub mod link;
+pub mod open;
+pub mod port;
+mod sys;
+pub mod tap;
+
+pub use error::Error;
+pub use internal::{InternalOptions, create_internal};
+pub use link::{Link, LinkEvent, LinkMonitor};
+pub use open::{AttachOptions, DriverChoice, attach, cleanup};
+pub use port::{
+    Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
+};
