@@ -3,5 +3,6 @@
 
 pub mod attr;
 pub mod errno;
+pub mod transport;
 
 pub use errno::Errno;
