@@ -145,7 +145,8 @@ pub struct Key {
     pub ip_ttl: u8,
     /// [`FRAG_NONE`], [`FRAG_FIRST`] or [`FRAG_LATER`].
     pub ip_frag: u8,
-    /// How many entries of `mpls` are in use; in a mask, a bit for each, as `num_labels_mask` has it.
+    /// A bit for each entry of `mpls` in use, lowest first (1, 3 or 7), in keys as in masks: so a mask
+    /// of one label matches stacks of any depth.
     pub mpls_labels: u8,
     /// Source address: IPv4 (also ARP's sender) in the first four bytes, or IPv6.
     pub ip_src: [u8; 16],
