@@ -231,6 +231,8 @@ impl Frame {
                     ..csum
                 })
             }
+            // It would no longer be clear where the sum goes.
+            Some(csum) if n > 0 && at < csum.field() + 2 => None,
             same => same,
         };
         if n > self.start {
@@ -261,9 +263,7 @@ impl Frame {
                 u16::try_from(start - n)
                     .ok()
                     .map(|start| PartialChecksum { start, ..csum })
-            } else if at >= field + 2 {
-                Some(csum)
-            } else if n == 0 {
+            } else if n == 0 || at >= field + 2 {
                 Some(csum)
             } else {
                 None

@@ -16,6 +16,8 @@ pub mod pool;
 pub mod segment;
 pub mod virtio;
 
+mod layout;
+
 pub use buffer::{Frame, FrameError, HEADROOM, MAX_LEN, VlanTag};
 pub use checksum::complete_checksum;
 pub use offload::{Gso, GsoKind, Offload, PartialChecksum};

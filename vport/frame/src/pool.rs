@@ -19,6 +19,7 @@ pub struct Pool {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
     keep: usize,
+    ident: u32,
 }
 
 impl Default for Pool {
@@ -34,7 +35,13 @@ impl Pool {
             small: Vec::new(),
             large: Vec::new(),
             keep,
+            ident: 0,
         }
+    }
+
+    /// Where the identifications of IPv6 fragments begin to be counted: let workers begin apart.
+    pub fn seed_idents(&mut self, seed: u32) {
+        self.ident = seed;
     }
 
     /// An empty frame with [`SMALL_SPACE`] bytes of space, [`HEADROOM`] in front.
@@ -81,6 +88,12 @@ impl Pool {
         copy.vlan = frame.vlan;
         copy.offload = frame.offload;
         copy
+    }
+
+    /// An identification for the fragments of the next IPv6 packet that is cut: not the last one's.
+    pub(crate) fn next_ident(&mut self) -> u32 {
+        self.ident = self.ident.wrapping_add(1);
+        self.ident
     }
 
     /// How many free buffers are kept now: small, large.
