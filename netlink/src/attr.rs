@@ -51,13 +51,20 @@ impl<'a> Attr<'a> {
 
     /// The first `N` bytes. ERANGE when shorter.
     pub fn array<const N: usize>(&self) -> Result<[u8; N], Errno> {
-        self.payload.first_chunk::<N>().copied().ok_or(Errno::ERANGE)
+        self.payload
+            .first_chunk::<N>()
+            .copied()
+            .ok_or(Errno::ERANGE)
     }
 
     /// The text up to the first NUL, which must be there (`NLA_NUL_STRING`). EINVAL otherwise, and
     /// for what isn't UTF-8 or is longer than `max` bytes.
     pub fn name(&self, max: usize) -> Result<&'a str, Errno> {
-        let end = self.payload.iter().position(|byte| *byte == 0).ok_or(Errno::EINVAL)?;
+        let end = self
+            .payload
+            .iter()
+            .position(|byte| *byte == 0)
+            .ok_or(Errno::EINVAL)?;
         let text = self.payload.get(..end).ok_or(Errno::EINVAL)?;
         if end > max {
             return Err(Errno::EINVAL);
@@ -99,7 +106,10 @@ impl<'a> Iterator for Attrs<'a> {
         let len = usize::from(u16::from_ne_bytes(*len));
         let payload = self.rest.get(HEADER..len)?;
         self.rest = self.rest.get(align(len)..).unwrap_or_default();
-        Some(Attr { kind: u16::from_ne_bytes(*kind) & 0x3fff, payload })
+        Some(Attr {
+            kind: u16::from_ne_bytes(*kind) & 0x3fff,
+            payload,
+        })
     }
 }
 
@@ -278,7 +288,10 @@ mod tests {
     #[test]
     fn an_attribute_too_long_for_netlink_is_refused() {
         let mut buffer = Vec::new();
-        assert_eq!(Writer::new(&mut buffer).bytes(1, &[0; 65532]), Err(Errno::EMSGSIZE));
+        assert_eq!(
+            Writer::new(&mut buffer).bytes(1, &[0; 65532]),
+            Err(Errno::EMSGSIZE)
+        );
         assert!(buffer.is_empty());
     }
 }

@@ -2,7 +2,19 @@
 //! Knows no flow table.
 
 pub mod attr;
+mod connection;
 pub mod errno;
+mod fair;
+pub mod family;
+pub mod handler;
+pub mod hub;
+pub mod message;
+pub mod policy;
+mod sys;
 pub mod transport;
 
 pub use errno::Errno;
+pub use family::{Family, Group};
+pub use handler::{Answer, Dump, DumpPart, Fit, Handler, Lane};
+pub use hub::Hub;
+pub use message::{Failure, Request};
