@@ -4,16 +4,23 @@
 //! - [`action`]: what a flow does, as data.
 //! - [`extract`]: from a frame to a key.
 //! - [`headers`]: where its headers are.
+//! - [`ipv6`]: the chain of extension headers.
 //! - [`hash`]: the packet's hash.
 //! - [`rewrite`]: from a set action to changed bytes, checksums kept right.
 //! - `flow`: one entry: key, mask, actions, statistics.
 //! - `table`: the classifier and its dump.
 
 pub mod action;
+pub mod cache;
 pub mod extract;
+pub mod flow;
 pub mod hash;
 pub mod headers;
+pub mod ipv6;
 pub mod key;
+pub mod mask;
 pub mod rewrite;
+pub mod stats;
+pub mod table;
 
 mod debug;

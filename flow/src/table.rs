@@ -1,0 +1,338 @@
+//! The flow table: which flow a packet belongs to, and which flows there are.
+//!
+//! Packets look flows up by key; clients name them by unique id, or by their exact unmasked key. Masks
+//! may overlap: any match is right then, all flows stay visible to dumps, and when one goes another
+//! that matches takes over.
+//!
+//! # Thread safety
+//! - **Packets, GET and dumps** need a pin of the table's [`Reclaimer`], nothing else; they never wait.
+//!   What they find lives as long as the pin. They don't unpin between packets, but repin once a batch.
+//! - **Changes** go through a [`Writer`], which holds the table's mutex; take it once for a batch of
+//!   operations, with flows prepared before ([`FlowTable::prepare`]). Nobody may be pinned while
+//!   waiting for it. Nothing is freed under it: garbage goes through the epoch to a reaper thread.
+//! - A table that is unlinked from its datapath goes on working for those who still have it.
+//!
+//! # Structure
+//! Flows lie in numbered slots that don't move ([`slots`]); two kinds of hash index name them by
+//! number: one over all ids, and one for each mask (a subtable), searched with the packet's key under
+//! that mask. A flush puts a new, empty set of all this in place at once ([`Contents`]).
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
+
+use crossbeam_epoch::{Guard, LocalHandle};
+
+use crate::cache::{LookupCounters, MASK_CACHE_DEFAULT, MASK_CACHE_MAX, MaskCache};
+use crate::flow::{Flow, FlowId, NewFlow, Ufid};
+use crate::key::Key;
+
+pub use dump::{DumpCursor, DumpPart, StaleCursor};
+pub use reclaim::Reclaimer;
+pub use writer::{InsertError, Writer};
+
+use index::Index;
+use protected::{Protected, Root};
+use seed::Seed;
+use slots::Slots;
+use subtable::Row;
+pub(crate) use subtable::Subtable;
+use writer::Masks;
+
+mod dump;
+mod index;
+pub mod oracle;
+pub(crate) mod protected;
+mod reclaim;
+mod seed;
+mod slots;
+mod subtable;
+mod writer;
+mod zeroed;
+
+/// What packets and readers see, as a whole.
+struct Contents {
+    slots: Arc<Slots>,
+    /// By [`FlowId`].
+    ids: Index,
+    subtables: Protected<Row>,
+}
+
+impl Contents {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            slots: Arc::new(Slots::new()),
+            ids: Index::new(),
+            subtables: Protected::new(Row::new(std::iter::empty::<Arc<Subtable>>())),
+        })
+    }
+
+    fn find_id(&self, hash: u32, is: impl Fn(&FlowId) -> bool) -> Option<&Flow> {
+        self.ids.find(hash, |slot| {
+            let (_, flow) = self.slots.get(slot)?;
+            is(&flow.id).then_some(flow)
+        })
+    }
+
+    fn find_ufid(&self, seed: &Seed, ufid: &Ufid) -> Option<&Flow> {
+        self.find_id(
+            seed.bytes(ufid.as_bytes()),
+            |id| matches!(id, FlowId::Ufid(of) if of == ufid),
+        )
+    }
+
+    fn find_key(&self, seed: &Seed, key: &Key) -> Option<&Flow> {
+        self.find_id(
+            seed.key(key),
+            |id| matches!(id, FlowId::Key(of) if **of == *key),
+        )
+    }
+
+    /// Search all masks: the flow, the place of its subtable, how many masks were looked at.
+    #[inline]
+    fn search(&self, seed: &Seed, key: &Key) -> (Option<(usize, &Subtable, &Flow)>, u64) {
+        let mut looked_at = 0;
+        for (place, subtable) in self.subtables.load().iter() {
+            looked_at += 1;
+            if let Some(flow) = subtable.find(&self.slots, seed, key) {
+                return (Some((place, subtable, flow)), looked_at);
+            }
+        }
+        (None, looked_at)
+    }
+}
+
+/// What a table is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct TableConfig {
+    /// Key of the hashes: random, and told to nobody.
+    pub seed: u64,
+    /// Sets this table apart from others: a cursor of one isn't used on another. Never used twice.
+    pub generation: u64,
+    /// Entries of each executor's mask cache: 0, or a power of two up to [`MASK_CACHE_MAX`].
+    pub masks_cache_size: u32,
+}
+
+impl TableConfig {
+    /// With a mask cache of the usual size.
+    #[must_use]
+    pub const fn new(seed: u64, generation: u64) -> Self {
+        Self {
+            seed,
+            generation,
+            masks_cache_size: MASK_CACHE_DEFAULT,
+        }
+    }
+}
+
+/// The size asked for isn't 0 or a power of two up to [`MASK_CACHE_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a mask cache has 0 entries or a power of two up to {MASK_CACHE_MAX}, not {0}")]
+pub struct BadCacheSize(pub u32);
+
+/// A datapath's flows. See the module's head for who may do what.
+pub struct FlowTable {
+    contents: Root<Contents>,
+    seed: Seed,
+    generation: u64,
+    reclaimer: Arc<Reclaimer>,
+    masks_cache_size: AtomicU32,
+    n_flows: AtomicU64,
+    n_masks: AtomicU64,
+    /// Flows that were ever inserted; each one's birth is its number.
+    births: AtomicU64,
+    /// The table's mutex; it guards what only writers know.
+    writing: Mutex<Masks>,
+}
+
+/// A flow made ready for [`Writer::insert`], with everything that can be done before the mutex.
+pub struct PreparedFlow {
+    flow: Flow,
+    id_hash: u32,
+    mask_hash: u32,
+}
+
+impl PreparedFlow {
+    /// The flow that isn't installed yet.
+    #[must_use]
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+impl std::fmt::Debug for PreparedFlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("PreparedFlow").field(&self.flow).finish()
+    }
+}
+
+impl FlowTable {
+    /// An empty table, whose garbage goes to `reclaimer`.
+    ///
+    /// # Errors
+    /// If the mask cache can't have that size.
+    pub fn new(config: TableConfig, reclaimer: &Arc<Reclaimer>) -> Result<Self, BadCacheSize> {
+        let table = Self {
+            contents: Root::new(Contents::new()),
+            seed: Seed::new(config.seed),
+            generation: config.generation,
+            reclaimer: Arc::clone(reclaimer),
+            masks_cache_size: AtomicU32::new(0),
+            n_flows: AtomicU64::new(0),
+            n_masks: AtomicU64::new(0),
+            births: AtomicU64::new(0),
+            writing: Mutex::default(),
+        };
+        table.set_masks_cache_size(config.masks_cache_size)?;
+        Ok(table)
+    }
+
+    /// Where its garbage goes.
+    #[must_use]
+    pub fn reclaimer(&self) -> &Arc<Reclaimer> {
+        &self.reclaimer
+    }
+
+    /// What sets it apart from other tables.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Installed flows.
+    #[must_use]
+    pub fn n_flows(&self) -> u64 {
+        self.n_flows.load(Relaxed)
+    }
+
+    /// Different masks among them.
+    #[must_use]
+    pub fn n_masks(&self) -> u64 {
+        self.n_masks.load(Relaxed)
+    }
+
+    /// Entries of each executor's mask cache.
+    #[must_use]
+    pub fn masks_cache_size(&self) -> u32 {
+        self.masks_cache_size.load(Relaxed)
+    }
+
+    /// Change it: executors follow at their next packet.
+    ///
+    /// # Errors
+    /// Unless it is 0 or a power of two up to [`MASK_CACHE_MAX`].
+    pub fn set_masks_cache_size(&self, size: u32) -> Result<(), BadCacheSize> {
+        if size > MASK_CACHE_MAX || (size != 0 && !size.is_power_of_two()) {
+            return Err(BadCacheSize(size));
+        }
+        self.masks_cache_size.store(size, Relaxed);
+        Ok(())
+    }
+
+    #[inline]
+    fn contents<'g>(&'g self, guard: &'g Guard) -> &'g Contents {
+        assert!(self.reclaimer.protects(guard), "a pin of another collector");
+        self.contents.load(guard)
+    }
+
+    /// The flow that a packet with this key belongs to.
+    ///
+    /// `hash` is the packet's: equal for packets of one connection, or 0 if unknown. It only finds the
+    /// mask faster. `cache` is the executor's own.
+    ///
+    /// # Panics
+    /// If `guard` isn't a pin of the table's reclaimer.
+    #[inline]
+    pub fn lookup<'g>(
+        &'g self,
+        key: &Key,
+        hash: u32,
+        guard: &'g Guard,
+        cache: &mut MaskCache,
+        counters: &mut LookupCounters,
+    ) -> Option<&'g Flow> {
+        let contents = self.contents(guard);
+        cache.fit(self.masks_cache_size.load(Relaxed));
+        // A connection's packets match another mask after each recirculation.
+        let hash = if key.recirc_id == 0 || hash == 0 {
+            hash
+        } else {
+            (hash ^ key.recirc_id.wrapping_mul(0x9e37_79b1)).max(1)
+        };
+        if let Some(place) = cache.get(hash) {
+            if let Some(subtable) = contents.subtables.load().get(place as usize) {
+                counters.mask_hit += 1;
+                if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
+                    counters.hit += 1;
+                    counters.cache_hit += 1;
+                    cache.sample(subtable);
+                    return Some(flow);
+                }
+            }
+        }
+        let (found, looked_at) = contents.search(&self.seed, key);
+        counters.mask_hit += looked_at;
+        match found {
+            Some((place, subtable, flow)) => {
+                counters.hit += 1;
+                // Rows have as many places as there are masks, far below 2^32.
+                cache.put(hash, place as u32);
+                cache.sample(subtable);
+                Some(flow)
+            }
+            None => {
+                counters.missed += 1;
+                None
+            }
+        }
+    }
+
+    /// The flow named by this id.
+    ///
+    /// # Panics
+    /// If `guard` isn't a pin of the table's reclaimer.
+    #[must_use]
+    pub fn find_ufid<'g>(&'g self, ufid: &Ufid, guard: &'g Guard) -> Option<&'g Flow> {
+        self.contents(guard).find_ufid(&self.seed, ufid)
+    }
+
+    /// The flow named by this exact, unmasked key. Flows with a unique id aren't found by key.
+    ///
+    /// # Panics
+    /// If `guard` isn't a pin of the table's reclaimer.
+    #[must_use]
+    pub fn find_key<'g>(&'g self, key: &Key, guard: &'g Guard) -> Option<&'g Flow> {
+        self.contents(guard).find_key(&self.seed, key)
+    }
+
+    /// Make a flow ready to be inserted: all that needs no mutex.
+    #[must_use]
+    pub fn prepare(&self, new: NewFlow) -> PreparedFlow {
+        let id_hash = self.seed.id(&new.id);
+        let mask_hash = self.seed.mask(&new.mask);
+        let hash = self.seed.masked(&new.mask, &new.key);
+        PreparedFlow {
+            flow: Flow::new(new, hash),
+            id_hash,
+            mask_hash,
+        }
+    }
+
+    /// Begin a batch of changes: waits for the table's mutex.
+    ///
+    /// # Panics
+    /// If `handle` belongs to another reclaimer, or its thread is pinned.
+    pub fn write<'t>(&'t self, handle: &LocalHandle) -> Writer<'t> {
+        Writer::new(self, handle)
+    }
+}
+
+impl std::fmt::Debug for FlowTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowTable")
+            .field("generation", &self.generation)
+            .field("flows", &self.n_flows())
+            .field("masks", &self.n_masks())
+            .finish_non_exhaustive()
+    }
+}

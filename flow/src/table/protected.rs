@@ -1,0 +1,129 @@
+//! Pointers whose targets outlive their readers' pins.
+//!
+//! Unsafe because a pointer shared with readers can't be expressed otherwise without a count that
+//! every packet would write to. All of it is here and in [`super::slots`] and [`super::zeroed`].
+//!
+//! # The rule that makes it sound
+//! The root of a table ([`Root`]) is read only under a pin of the table's own collector, and lends
+//! what it points to for as long as that pin. A [`Protected`] lies only inside of what is reached from
+//! a root, so whoever holds a reference to it is pinned, and what it lends lasts as long as that
+//! reference. What a pointer is replaced by, or taken out, is given back as an [`Arc`] as
+//! [`Retired`], which must go to the [`Reclaimer`](super::reclaim::Reclaimer).
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+
+use crossbeam_epoch::Guard;
+
+use super::reclaim::Garbage;
+
+/// A pointer to a shared `T`, always there.
+pub(crate) struct Protected<T> {
+    to: AtomicPtr<T>,
+    owns: PhantomData<Arc<T>>,
+}
+
+impl<T: Send + Sync + 'static> Protected<T> {
+    pub(crate) fn new(to: Arc<T>) -> Self {
+        Self {
+            to: AtomicPtr::new(Arc::into_raw(to).cast_mut()),
+            owns: PhantomData,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> &T {
+        // SAFETY: never null, and from Arc::into_raw. The target isn't dropped before the pin ends
+        // under which `self` was reached (module head), which outlasts `&self`.
+        unsafe { &*self.to.load(Acquire) }
+    }
+
+    /// Another owner of the target.
+    pub(crate) fn share(&self) -> Arc<T> {
+        let to = self.to.load(Acquire);
+        // SAFETY: from Arc::into_raw; the pointer's own count keeps the target alive while we add one
+        // (only the table's writer calls this, so nobody replaces it meanwhile).
+        unsafe {
+            Arc::increment_strong_count(to);
+            Arc::from_raw(to)
+        }
+    }
+
+    /// Put another target in place. The old one goes to the reclaimer.
+    pub(crate) fn replace(&self, by: Arc<T>) -> Garbage {
+        let old = self.to.swap(Arc::into_raw(by).cast_mut(), AcqRel);
+        // SAFETY: `old` is from Arc::into_raw; its count passes from the pointer to this Arc.
+        Garbage::new(unsafe { Arc::from_raw(old) })
+    }
+}
+
+impl<T> Drop for Protected<T> {
+    fn drop(&mut self) {
+        // SAFETY: as in `replace`; nobody else can reach the pointer any more.
+        drop(unsafe { Arc::from_raw(*self.to.get_mut()) });
+    }
+}
+
+/// A pointer to a shared `T`, or null.
+pub(crate) struct ProtectedOption<T> {
+    to: AtomicPtr<T>,
+    owns: PhantomData<Arc<T>>,
+}
+
+impl<T: Send + Sync + 'static> ProtectedOption<T> {
+    pub(crate) fn new(to: Option<Arc<T>>) -> Self {
+        let to = to.map_or(ptr::null_mut(), |to| Arc::into_raw(to).cast_mut());
+        Self {
+            to: AtomicPtr::new(to),
+            owns: PhantomData,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> Option<&T> {
+        // SAFETY: as for Protected; null is seen as None.
+        unsafe { self.to.load(Acquire).as_ref() }
+    }
+
+    /// Fill an empty place.
+    pub(crate) fn replace(&self, by: Option<Arc<T>>) -> Option<Garbage> {
+        let by = by.map_or(ptr::null_mut(), |to| Arc::into_raw(to).cast_mut());
+        let old = self.to.swap(by, AcqRel);
+        // SAFETY: if not null, `old` is from Arc::into_raw; its count passes to this Arc.
+        (!old.is_null()).then(|| Garbage::new(unsafe { Arc::from_raw(old) }))
+    }
+}
+
+impl<T> Drop for ProtectedOption<T> {
+    fn drop(&mut self) {
+        let old = *self.to.get_mut();
+        if !old.is_null() {
+            // SAFETY: as in `replace`; nobody else can reach the pointer any more.
+            drop(unsafe { Arc::from_raw(old) });
+        }
+    }
+}
+
+/// A pointer that readers reach without being pinned yet: reading it asks for the pin.
+pub(crate) struct Root<T>(Protected<T>);
+
+impl<T: Send + Sync + 'static> Root<T> {
+    pub(crate) fn new(to: Arc<T>) -> Self {
+        Self(Protected::new(to))
+    }
+
+    /// The target, for as long as the pin. The caller has checked that `guard` belongs to the
+    /// collector to which the target will be retired.
+    #[inline]
+    pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
+        self.0.load()
+    }
+
+    pub(crate) fn replace(&self, by: Arc<T>) -> Garbage {
+        self.0.replace(by)
+    }
+}
