@@ -1,1 +1,407 @@
-//! af_packet
+//! The AF_PACKET driver: packet sockets with virtio-net headers on a device that is there already.
+//!
+//! Packets that stand for several and unfinished checksums are carried whole, both ways; the
+//! kernel finishes them only where a device can't. Frames go out by the device's queueing
+//! discipline (tc and tcpdump see them), unless asked otherwise.
+//!
+//! # What is lost, and where it is counted
+//! - Nothing reads in time: `tp_drops` ([`HostCounters::queue_full`]).
+//! - A kind of GSO that a virtio-net header can't say: [`RxErrors::unsayable`].
+//! - The socket's send buffer or the queueing discipline is full: [`TxRefusal::Full`].
+//! - A tag makes a full frame longer than the socket takes (802.1ad, or two tags): it is sent by
+//!   [`TaggedSender`](oversize::TaggedSender), whose socket checks no length; what that can't take
+//!   is [`TxRefusal::TooLong`].
+//!
+//! # Priority and mark
+//! Of each frame they could be given by control messages of sendmsg(2): SO_MARK (Linux 4.18?),
+//! SO_PRIORITY (Linux 6.14); not done yet.
+
+pub(crate) mod oversize;
+mod queue;
+
+use std::any::Any;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use frame::{Frame, Pool};
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+use crate::error::Error;
+use crate::hide::Hide;
+use crate::link::{self, Link};
+use crate::open::AttachOptions;
+use crate::port::{
+    Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome, TxRefusal,
+};
+use crate::sys::packet_socket::PacketSocket;
+use crate::sys::{ethtool, mmsg};
+
+/// Bytes that may wait to be received (the kernel doubles it for its own overhead): some hundred
+/// packets of 64 KiB, or ten thousand small ones.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Bytes on their way out.
+const SEND_BUFFER: usize = 4 << 20;
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+/// The longest packet that stands for several, and its Ethernet header.
+const MAX_GSO_FRAME: u32 = 65_535 + ETHERNET;
+
+/// Who the port is, where that isn't simply the device that is captured.
+pub(crate) struct Face {
+    pub(crate) driver: Driver,
+    /// The device that the port stands for.
+    pub(crate) link: Link,
+    /// Dropped when everything else is closed.
+    pub(crate) guard: Option<Box<dyn Any + Send + Sync>>,
+    /// Reason for this driver, for `status`.
+    pub(crate) note: Option<String>,
+}
+
+/// What port and queues share; closed when the last of them goes. Fields are dropped in this order:
+/// capture ends first, then the host's stack sees the device again.
+pub(crate) struct Shared {
+    receive: Vec<PacketSocket>,
+    send: PacketSocket,
+    tagged: oversize::TaggedSender,
+    hide: Hide,
+    lro: Option<LroOff>,
+    captured: Link,
+    driver: Driver,
+    face: Link,
+    note: Option<String>,
+    qdisc_bypass: bool,
+    uso: bool,
+    mtu: AtomicU32,
+    opened: AtomicBool,
+    queue_full: AtomicU64,
+    unsayable: AtomicU64,
+    truncated: AtomicU64,
+    malformed: AtomicU64,
+    runt: AtomicU64,
+    _guard: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Shared {
+    fn count(&self, errors: &RxErrors) {
+        if errors.total() > 0 {
+            self.unsayable.fetch_add(errors.unsayable, Relaxed);
+            self.truncated.fetch_add(errors.truncated, Relaxed);
+            self.malformed.fetch_add(errors.malformed, Relaxed);
+            self.runt.fetch_add(errors.runt, Relaxed);
+        }
+    }
+}
+
+/// Large receive offload is off; put on again when dropped.
+struct LroOff {
+    socket: PacketSocket,
+    name: String,
+}
+
+impl LroOff {
+    /// `None` if it was off, or can't be switched (most devices haven't got it).
+    fn new(name: &str) -> Result<Option<Self>, Errno> {
+        let socket = PacketSocket::new()?;
+        if !ethtool::lro(socket.as_fd(), name).unwrap_or(false) {
+            return Ok(None);
+        }
+        if let Err(errno) = ethtool::set_lro(socket.as_fd(), name, false) {
+            tracing::warn!("{name}: large receive offload stays on: {errno}");
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            socket,
+            name: String::from(name),
+        }))
+    }
+}
+
+impl Drop for LroOff {
+    fn drop(&mut self) {
+        if let Err(errno) = ethtool::set_lro(self.socket.as_fd(), &self.name, true) {
+            // It may be gone, or renamed.
+            tracing::debug!("{}: large receive offload stays off: {errno}", self.name);
+        }
+    }
+}
+
+/// A port on an existing device.
+pub struct AfPacket {
+    shared: Arc<Shared>,
+}
+
+fn set_buffers(socket: &PacketSocket) -> Result<(), Errno> {
+    // Beyond the system's limit only with CAP_NET_ADMIN in the initial user namespace.
+    if sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER).is_err() {
+        sockopt::set_socket_recv_buffer_size(socket.as_fd(), RECEIVE_BUFFER)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn set_send_buffer(socket: &PacketSocket) -> Result<(), Errno> {
+    if sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER).is_err() {
+        sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER)?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel takes UDP to be cut into datagrams in a virtio-net header (Linux 6.2).
+fn kernel_knows_uso() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|n| n.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 2)
+}
+
+impl AfPacket {
+    /// Captures `captured`. `face`: the port stands for another device than that.
+    pub(crate) fn open(
+        captured: Link,
+        options: &AttachOptions,
+        face: Option<Face>,
+    ) -> Result<Self, Error> {
+        let name = captured.name.clone();
+        let what = |step: &str| format!("{step} for {name}");
+        let fail = |step: &'static str| {
+            let what = what(step);
+            move |errno| Error::os(errno, what)
+        };
+        // Bound to no protocol yet: nothing is received before the host's stack is shut out.
+        let receive = (0..options.queues.max(1))
+            .map(|_| {
+                let socket = PacketSocket::new()?;
+                socket.set_vnet_header()?;
+                socket.set_auxdata()?;
+                socket.set_ignore_outgoing()?;
+                set_buffers(&socket)?;
+                Ok(socket)
+            })
+            .collect::<Result<Vec<_>, Errno>>()
+            .map_err(fail("packet socket"))?;
+        let send = Self::sender(options.qdisc_bypass).map_err(fail("packet socket"))?;
+        let lro = LroOff::new(&name).map_err(fail("large receive offload"))?;
+        let hide = if options.hide {
+            Hide::new(captured.index, &name, &options.run_prefix)
+        } else {
+            Hide::Off
+        };
+        let (driver, face, guard, mut note) = match face {
+            Some(face) => (face.driver, face.link, face.guard, face.note),
+            None => (Driver::AfPacket, captured.clone(), None, None),
+        };
+        let mut shared = Shared {
+            receive,
+            send,
+            tagged: oversize::TaggedSender::new(captured.index, options.qdisc_bypass),
+            hide,
+            lro,
+            driver,
+            mtu: AtomicU32::new(face.mtu),
+            face,
+            note: None,
+            qdisc_bypass: options.qdisc_bypass,
+            uso: kernel_knows_uso(),
+            opened: AtomicBool::new(false),
+            queue_full: AtomicU64::new(0),
+            unsayable: AtomicU64::new(0),
+            truncated: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
+            runt: AtomicU64::new(0),
+            captured,
+            _guard: guard,
+        };
+        shared
+            .send
+            .bind(shared.captured.index, false)
+            .map_err(fail("bind"))?;
+        if let Some(first) = shared.receive.first() {
+            first
+                .add_promiscuous(shared.captured.index)
+                .map_err(fail("promiscuous mode"))?;
+        }
+        for socket in &shared.receive {
+            socket
+                .bind(shared.captured.index, true)
+                .map_err(fail("bind"))?;
+        }
+        if shared.receive.len() > 1
+            && let Err(errno) = Self::spread(&shared.receive)
+        {
+            // Before Linux 6.7 sockets of a device that is down can't form a group.
+            shared.receive.truncate(1);
+            note = Some(format!("one queue (fanout: {errno})"));
+        }
+        shared.note = note;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// A socket that only sends, not yet bound.
+    pub(crate) fn sender(qdisc_bypass: bool) -> Result<PacketSocket, Errno> {
+        let socket = PacketSocket::new()?;
+        socket.set_vnet_header()?;
+        set_send_buffer(&socket)?;
+        if qdisc_bypass {
+            socket.set_qdisc_bypass()?;
+        }
+        Ok(socket)
+    }
+
+    fn spread(sockets: &[PacketSocket]) -> Result<(), Errno> {
+        let mut sockets = sockets.iter();
+        let Some(first) = sockets.next() else {
+            return Ok(());
+        };
+        let group = first.start_fanout()?;
+        sockets.try_for_each(|socket| socket.join_fanout(group))
+    }
+}
+
+impl Port for AfPacket {
+    fn driver(&self) -> Driver {
+        self.shared.driver
+    }
+
+    fn mode(&self) -> String {
+        let shared = &self.shared;
+        let mut mode = format!("{}, vnet_hdr, {}", shared.driver, shared.hide.describe());
+        if shared.driver == Driver::Veth {
+            mode.push_str(&format!(", behind {}", shared.captured.name));
+        }
+        if shared.receive.len() > 1 {
+            mode.push_str(&format!(", {} queues", shared.receive.len()));
+        }
+        if shared.qdisc_bypass {
+            mode.push_str(", past the qdisc (no tc, no tcpdump)");
+        }
+        if shared.lro.is_some() {
+            mode.push_str(", LRO switched off");
+        }
+        if let Some(note) = &shared.note {
+            mode.push_str(", ");
+            mode.push_str(note);
+        }
+        mode
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.shared.face.index
+    }
+
+    fn name(&self) -> &str {
+        &self.shared.face.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            csum: true,
+            tso4: true,
+            tso6: true,
+            uso: self.shared.uso,
+            ufo: false,
+            vlan: true,
+            max_frame: self.shared.mtu.load(Relaxed).saturating_add(ETHERNET),
+            max_gso_frame: MAX_GSO_FRAME,
+        }
+    }
+
+    fn open_queues(&self) -> Result<Vec<Box<dyn RxQueue>>, Error> {
+        if self.shared.opened.swap(true, Relaxed) {
+            return Err(Error::new(
+                libc::EBUSY,
+                format!("queues of {}", self.name()),
+            ));
+        }
+        Ok((0..self.shared.receive.len())
+            .map(|n| Box::new(queue::Queue::new(Arc::clone(&self.shared), n)) as Box<dyn RxQueue>)
+            .collect())
+    }
+
+    fn transmit(&self, frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome) {
+        let shared = &self.shared;
+        let mut rest: &[Frame] = frames;
+        while let [first, others @ ..] = rest {
+            let all = rest.len() as u64;
+            match mmsg::send(shared.send.as_fd(), rest) {
+                Ok(0) => {
+                    outcome.refuse(TxRefusal::Error, all);
+                    break;
+                }
+                Ok(sent) => {
+                    let (sent, unsent) = rest.split_at_checked(sent).unwrap_or((rest, &[]));
+                    sent.iter().for_each(|frame| outcome.sent(frame.wire_len()));
+                    rest = unsent;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    outcome.refuse(TxRefusal::Full, all);
+                    break;
+                }
+                Err(Errno::NETDOWN) => {
+                    outcome.refuse(TxRefusal::Down, all);
+                    break;
+                }
+                Err(Errno::NXIO | Errno::NODEV) => {
+                    outcome.refuse(TxRefusal::Gone, all);
+                    break;
+                }
+                Err(errno) => {
+                    // About this frame only.
+                    let max_frame = self.capabilities().max_frame as usize;
+                    let refusal = match errno {
+                        Errno::NOBUFS => Err(TxRefusal::Full),
+                        Errno::MSGSIZE if first.len() <= max_frame => shared.tagged.send(first),
+                        Errno::MSGSIZE => Err(TxRefusal::TooLong),
+                        _ => Err(TxRefusal::Error),
+                    };
+                    match refusal {
+                        Ok(()) => outcome.sent(first.wire_len()),
+                        Err(why) => outcome.refuse(why, 1),
+                    }
+                    rest = others;
+                }
+            }
+        }
+        frames.drain(..).for_each(|frame| pool.put(frame));
+    }
+
+    fn host_counters(&self) -> HostCounters {
+        let shared = &self.shared;
+        for socket in &shared.receive {
+            // Fails only for a descriptor that isn't a packet socket.
+            if let Ok(drops) = socket.take_drops() {
+                shared.queue_full.fetch_add(u64::from(drops), Relaxed);
+            }
+        }
+        HostCounters {
+            queue_full: shared.queue_full.load(Relaxed),
+            rx_errors: RxErrors {
+                unsayable: shared.unsayable.load(Relaxed),
+                truncated: shared.truncated.load(Relaxed),
+                malformed: shared.malformed.load(Relaxed),
+                runt: shared.runt.load(Relaxed),
+            },
+        }
+    }
+
+    fn link_changed(&self, link: &Link) {
+        if link.index == self.shared.face.index {
+            self.shared.mtu.store(link.mtu, Relaxed);
+        }
+    }
+
+    fn netnsid(&self) -> Option<i32> {
+        if self.shared.driver != Driver::Veth {
+            return None;
+        }
+        link::by_index(self.shared.captured.index)
+            .ok()?
+            .link_netnsid
+    }
+}

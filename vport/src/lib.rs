@@ -17,6 +17,7 @@ pub mod error;
 pub mod hide;
 pub mod internal;
 pub mod link;
+mod nl;
 pub mod open;
 pub mod port;
 mod sys;

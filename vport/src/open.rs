@@ -1,7 +1,9 @@
 //! Which driver an existing device gets, and what a dead daemon left behind.
 
+use crate::af_packet::AfPacket;
 use crate::error::Error;
 use crate::port::Port;
+use crate::{hide, internal, link};
 
 /// Which driver to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,8 +51,32 @@ impl Default for AttachOptions {
 /// `ENODEV`: no such device. `EINVAL`: loopback, or not Ethernet. `EBUSY`: it belongs to a bridge,
 /// bond or the like. `EOPNOTSUPP`: not by this driver. `EPERM`: no packet sockets for us.
 pub fn attach(name: &str, options: &AttachOptions) -> Result<Box<dyn Port>, Error> {
-    let _ = options;
-    Err(Error::new(libc::EOPNOTSUPP, format!("open {name}")))
+    let link = link::by_name(name)?;
+    if !link.is_ethernet() {
+        let what = if link.is_loopback() {
+            "the loopback"
+        } else {
+            "not an Ethernet device"
+        };
+        return Err(Error::new(libc::EINVAL, format!("{name} is {what}")));
+    }
+    if let Some(master) = link.master {
+        let master = link::by_index(master).map_or_else(|_| master.to_string(), |link| link.name);
+        return Err(Error::new(
+            libc::EBUSY,
+            format!("{name} belongs to {master}"),
+        ));
+    }
+    match options.driver {
+        DriverChoice::AfXdp => Err(Error::new(
+            libc::EOPNOTSUPP,
+            format!("AF_XDP on {name}: not built yet"),
+        )),
+        // On veth and TAP for good: partial checksums and GSO don't survive AF_XDP there.
+        DriverChoice::Auto | DriverChoice::AfPacket => {
+            Ok(Box::new(AfPacket::open(link, options, None)?))
+        }
+    }
 }
 
 /// Removes what a killed daemon with this `run_prefix` left behind in the calling thread's network
@@ -59,8 +85,8 @@ pub fn attach(name: &str, options: &AttachOptions) -> Result<Box<dyn Port>, Erro
 /// # Errors
 /// That of the sockets; nothing to remove is none.
 pub fn cleanup(run_prefix: &str) -> Result<Vec<String>, Error> {
-    Err(Error::new(
-        libc::EOPNOTSUPP,
-        format!("clean up {run_prefix}"),
-    ))
+    let mut removed =
+        hide::cleanup(run_prefix).map_err(|errno| Error::os(errno, "nftables tables"))?;
+    removed.extend(internal::cleanup(run_prefix)?);
+    Ok(removed)
 }

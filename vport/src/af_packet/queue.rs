@@ -1,0 +1,171 @@
+//! One receive queue of an AF_PACKET port: recvmmsg in batches, straight into the pool's frames.
+//!
+//! The batch grows while it comes back full and shrinks while it comes back nearly empty, so that a
+//! lone packet doesn't pay for preparing thirty-two slots.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use frame::{Frame, Pool, virtio};
+use rustix::io::Errno;
+
+use super::Shared;
+use crate::error::Error;
+use crate::port::{RxErrors, RxQueue, RxStatus};
+use crate::sys::mmsg::{BATCH, ReceiveBatch, Received, Slot};
+use crate::sys::packet_socket::Binding;
+
+const SMALLEST_BATCH: usize = 4;
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+    number: usize,
+    batch: ReceiveBatch,
+    slots: Vec<Slot>,
+    /// How many frames to ask for.
+    ask: usize,
+    /// The device was down when last heard of: it may be gone, which nobody tells a socket of a
+    /// device that is down.
+    down: bool,
+}
+
+impl Queue {
+    pub(super) fn new(shared: Arc<Shared>, number: usize) -> Self {
+        Self {
+            shared,
+            number,
+            batch: ReceiveBatch::new(),
+            slots: Vec::with_capacity(BATCH),
+            ask: SMALLEST_BATCH,
+            down: false,
+        }
+    }
+
+    /// Whether the kernel has unbound the socket.
+    fn is_gone(&self) -> bool {
+        self.shared
+            .receive
+            .get(self.number)
+            .is_none_or(|socket| socket.binding() == Ok(Binding::Gone))
+    }
+
+    fn status(&self, more: bool, errors: RxErrors) -> RxStatus {
+        self.shared.count(&errors);
+        RxStatus::Open { more, errors }
+    }
+}
+
+/// The frame in a slot that was received into, and its buffers that aren't needed back to the pool.
+fn take(slot: Slot, received: &Received, pool: &mut Pool, errors: &mut RxErrors) -> Option<Frame> {
+    let Slot {
+        mut small,
+        mut large,
+    } = slot;
+    let split = small.space_mut().len();
+    let mut frame = if received.length <= split {
+        pool.put(large);
+        small
+    } else {
+        if let Some(front) = large.space_mut().get_mut(..split) {
+            front.copy_from_slice(small.space_mut());
+        }
+        pool.put(small);
+        large
+    };
+    frame.set_len(received.length);
+    frame.vlan = received.vlan;
+    if received.damaged {
+        errors.truncated += 1;
+    } else if received.length < ETHERNET {
+        errors.runt += 1;
+    } else {
+        match virtio::decode(&received.header, received.length) {
+            Ok(offload) => {
+                frame.offload = offload;
+                return Some(frame);
+            }
+            Err(_) => errors.malformed += 1,
+        }
+    }
+    pool.put(frame);
+    None
+}
+
+impl RxQueue for Queue {
+    fn receive(
+        &mut self,
+        pool: &mut Pool,
+        out: &mut Vec<Frame>,
+        max: usize,
+    ) -> Result<RxStatus, Error> {
+        let mut errors = RxErrors::default();
+        let ask = self.ask.min(max);
+        if ask == 0 {
+            return Ok(self.status(true, errors));
+        }
+        self.slots.clear();
+        self.slots.extend((0..ask).map(|_| Slot {
+            small: pool.small(),
+            large: pool.large(),
+        }));
+        let result = match self.shared.receive.get(self.number) {
+            Some(socket) => self.batch.receive(socket.as_fd(), &mut self.slots),
+            None => Err(Errno::BADF),
+        };
+        let count = *result.as_ref().unwrap_or(&0);
+        for (n, slot) in self.slots.drain(..).enumerate() {
+            match self.batch.received(n) {
+                Some(received) if n < count => {
+                    out.extend(take(slot, &received, pool, &mut errors));
+                }
+                _ => {
+                    pool.put(slot.large);
+                    pool.put(slot.small);
+                }
+            }
+        }
+        match result {
+            Ok(count) => {
+                self.down = false;
+                if count == self.ask {
+                    self.ask = (self.ask * 2).min(BATCH);
+                } else if count * 4 <= self.ask {
+                    self.ask = (self.ask / 2).max(SMALLEST_BATCH);
+                }
+                Ok(self.status(count == ask, errors))
+            }
+            Err(Errno::AGAIN) if self.down && self.is_gone() => Ok(RxStatus::Gone),
+            Err(Errno::AGAIN) => {
+                self.ask = SMALLEST_BATCH;
+                Ok(self.status(false, errors))
+            }
+            Err(Errno::INTR) => Ok(self.status(true, errors)),
+            Err(Errno::INVAL) => {
+                errors.unsayable += 1;
+                Ok(self.status(true, errors))
+            }
+            Err(Errno::NETDOWN | Errno::NXIO) if self.is_gone() => Ok(RxStatus::Gone),
+            Err(Errno::NETDOWN | Errno::NXIO) => {
+                self.down = true;
+                Ok(self.status(true, errors))
+            }
+            Err(errno) => Err(Error::os(
+                errno,
+                format!("receive from {}", self.shared.face.name),
+            )),
+        }
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // There is a socket for each queue; the sender stands in for one that can't be missing.
+        self.shared
+            .receive
+            .get(self.number)
+            .unwrap_or(&self.shared.send)
+            .as_fd()
+    }
+}

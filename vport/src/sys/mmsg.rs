@@ -1,0 +1,306 @@
+//! recvmmsg(2) and sendmmsg(2) of frames with virtio-net headers.
+//!
+//! # Receiving
+//! A frame's length isn't known before it is there: 60 bytes or 64 KiB. So each slot offers the
+//! space of a small buffer and, behind it, that of a large one from the same offset on: a frame that
+//! fits the small buffer is received in place, of a longer one only the first part is copied, into
+//! the room left for it in the large one.
+//!
+//! # Sending
+//! An out-of-band tag is written between the addresses and the rest by the iovec: no byte moves.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use frame::virtio::{self, HEADER_BYTES};
+use frame::{Frame, VlanTag};
+use rustix::io::Errno;
+
+use super::last;
+
+/// Frames in one call.
+pub(crate) const BATCH: usize = 32;
+/// Bytes of the two addresses in front of a tag.
+const ADDRESSES: usize = 12;
+const TAG: usize = 4;
+
+const PACKET_AUXDATA: libc::c_int = 8;
+const STATUS_VLAN_VALID: u32 = 1 << 4;
+const STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
+
+/// `struct tpacket_auxdata`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Auxdata {
+    status: u32,
+    length: u32,
+    captured: u32,
+    mac: u16,
+    net: u16,
+    tci: u16,
+    tpid: u16,
+}
+
+/// Room for one control message with `struct tpacket_auxdata`, aligned as `struct cmsghdr`.
+type Control = [u64; 6];
+
+/// Where one frame is received.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// For a frame that fits.
+    pub(crate) small: Frame,
+    /// For one that doesn't; its space must be the larger one.
+    pub(crate) large: Frame,
+}
+
+/// One frame received.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// Bytes in the slot, without the virtio-net header.
+    pub(crate) length: usize,
+    /// It was longer than the slot, or shorter than its virtio-net header.
+    pub(crate) damaged: bool,
+    /// The tag that the kernel took out.
+    pub(crate) vlan: Option<VlanTag>,
+    /// `struct virtio_net_hdr`.
+    pub(crate) header: [u8; HEADER_BYTES],
+}
+
+/// The kernel's structures of one recvmmsg call, kept so as not to be built anew each time.
+pub(crate) struct ReceiveBatch {
+    messages: Vec<libc::mmsghdr>,
+    vectors: Vec<[libc::iovec; 3]>,
+    headers: Vec<[u8; HEADER_BYTES]>,
+    controls: Vec<Control>,
+}
+
+// SAFETY: the pointers inside are written anew in each `receive`, from buffers borrowed for that
+// call, and aren't read between calls; so it doesn't matter on which thread the next call runs.
+unsafe impl Send for ReceiveBatch {}
+
+impl ReceiveBatch {
+    pub(crate) fn new() -> Self {
+        // SAFETY: all-zero is valid for mmsghdr and iovec: null pointers and zero lengths.
+        let (message, vector) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            messages: vec![message; BATCH],
+            vectors: vec![[vector; 3]; BATCH],
+            headers: vec![[0; HEADER_BYTES]; BATCH],
+            controls: vec![[0; 6]; BATCH],
+        }
+    }
+
+    /// Receives into `slots` (at most [`BATCH`] of them are used), without blocking. Gives the number
+    /// of frames, which [`received`](Self::received) describes.
+    pub(crate) fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        slots: &mut [Slot],
+    ) -> Result<usize, Errno> {
+        let count = slots.len().min(BATCH);
+        let places = self.messages.iter_mut().zip(&mut self.vectors);
+        let places = places.zip(self.headers.iter_mut().zip(&mut self.controls));
+        for (slot, ((message, vectors), (header, control))) in slots.iter_mut().zip(places) {
+            let small = slot.small.space_mut();
+            let split = small.len();
+            let rest = slot.large.space_mut().get_mut(split..).unwrap_or_default();
+            *vectors = [
+                libc::iovec {
+                    iov_base: header.as_mut_ptr().cast(),
+                    iov_len: HEADER_BYTES,
+                },
+                libc::iovec {
+                    iov_base: small.as_mut_ptr().cast(),
+                    iov_len: split,
+                },
+                libc::iovec {
+                    iov_base: rest.as_mut_ptr().cast(),
+                    iov_len: rest.len(),
+                },
+            ];
+            let header = &mut message.msg_hdr;
+            header.msg_iov = vectors.as_mut_ptr();
+            header.msg_iovlen = 3;
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_flags = 0;
+        }
+        // SAFETY: the first `count` messages point at vectors, headers and controls of `self` and at
+        // buffers of `slots`, all borrowed mutably until the call returns, each with its own length.
+        let received = unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                self.messages.as_mut_ptr(),
+                count as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        usize::try_from(received)
+            .map(|n| n.min(count))
+            .map_err(|_| last())
+    }
+
+    /// The frame in slot `n` of the last call.
+    pub(crate) fn received(&self, n: usize) -> Option<Received> {
+        let (message, header) = (self.messages.get(n)?, self.headers.get(n)?);
+        let length = message.msg_len as usize;
+        let flags = message.msg_hdr.msg_flags;
+        Some(Received {
+            length: length.saturating_sub(HEADER_BYTES),
+            damaged: flags & libc::MSG_TRUNC != 0 || length < HEADER_BYTES,
+            vlan: tag(&message.msg_hdr, self.controls.get(n)?),
+            header: *header,
+        })
+    }
+}
+
+/// The tag in a control message, if there is one.
+fn tag(message: &libc::msghdr, control: &Control) -> Option<VlanTag> {
+    let header = size_of::<libc::cmsghdr>();
+    if (message.msg_controllen as usize) < header + size_of::<Auxdata>() {
+        return None;
+    }
+    // SAFETY: `control` is larger than a cmsghdr with an Auxdata behind it, aligned for both, and
+    // initialised throughout; both are plain integers.
+    let (kind, aux) = unsafe {
+        let start = control.as_ptr().cast::<u8>();
+        (
+            start.cast::<libc::cmsghdr>().read(),
+            start.add(header).cast::<Auxdata>().read(),
+        )
+    };
+    if kind.cmsg_level != libc::SOL_PACKET
+        || kind.cmsg_type != PACKET_AUXDATA
+        || aux.status & STATUS_VLAN_VALID == 0
+    {
+        return None;
+    }
+    let tpid = if aux.status & STATUS_VLAN_TPID_VALID != 0 {
+        aux.tpid
+    } else {
+        0x8100
+    };
+    Some(VlanTag { tpid, tci: aux.tci })
+}
+
+/// Sends up to [`BATCH`] frames of the front of `frames` without blocking. Gives how many the kernel
+/// took; an error is about the first.
+pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame]) -> Result<usize, Errno> {
+    let count = frames.len().min(BATCH);
+    // SAFETY: all-zero is valid for mmsghdr and iovec: null pointers and zero lengths.
+    let (mut messages, mut vectors) = unsafe {
+        (
+            std::mem::zeroed::<[libc::mmsghdr; BATCH]>(),
+            std::mem::zeroed::<[[libc::iovec; 4]; BATCH]>(),
+        )
+    };
+    let mut headers = [[0u8; HEADER_BYTES]; BATCH];
+    let mut tags = [[0u8; TAG]; BATCH];
+    let places = messages
+        .iter_mut()
+        .zip(&mut vectors)
+        .zip(headers.iter_mut().zip(&mut tags));
+    for (frame, ((message, vectors), (header, tag))) in frames.iter().zip(places) {
+        let parts = parts(frame, header, tag);
+        message.msg_hdr.msg_iovlen = parts.len() as _;
+        for (vector, part) in vectors.iter_mut().zip(parts) {
+            *vector = libc::iovec {
+                iov_base: part.as_ptr().cast_mut().cast(),
+                iov_len: part.len(),
+            };
+        }
+        message.msg_hdr.msg_iov = vectors.as_mut_ptr();
+    }
+    // SAFETY: the first `count` messages point at vectors, headers, tags (locals) and at the bytes of
+    // `frames`, borrowed until the call returns; the kernel only reads them.
+    let sent = unsafe {
+        libc::sendmmsg(
+            fd.as_raw_fd(),
+            messages.as_mut_ptr(),
+            count as libc::c_uint,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(sent)
+        .map(|n| n.min(count))
+        .map_err(|_| last())
+}
+
+/// The frame as it goes to the kernel: virtio-net header, then the bytes with the tag in band.
+/// `header` and `tag` are filled.
+pub(crate) fn parts<'a>(
+    frame: &'a Frame,
+    header: &'a mut [u8; HEADER_BYTES],
+    tag: &'a mut [u8; TAG],
+) -> [&'a [u8]; 4] {
+    let bytes = frame.bytes();
+    let mut offload = frame.offload;
+    let split = if frame.vlan.is_some() {
+        ADDRESSES.min(bytes.len())
+    } else {
+        0
+    };
+    let shift = if frame.vlan.is_some() { TAG as u16 } else { 0 };
+    if let Some(csum) = &mut offload.csum {
+        csum.start = csum.start.saturating_add(shift);
+    }
+    if let Some(gso) = &mut offload.gso {
+        // Only a hint, but the kernel refuses one beyond the frame.
+        let hint = usize::from(gso.header_len.saturating_add(shift));
+        gso.header_len = hint.min(bytes.len()) as u16;
+    }
+    *header = virtio::encode(&offload);
+    let mut tag_bytes: &[u8] = &[];
+    if let Some(vlan) = frame.vlan {
+        *tag = vlan.to_bytes();
+        tag_bytes = tag;
+    }
+    let (front, rest) = bytes.split_at_checked(split).unwrap_or((bytes, &[]));
+    [header, front, tag_bytes, rest]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frame::PartialChecksum;
+
+    #[test]
+    fn a_tag_goes_behind_the_addresses_and_moves_the_checksum() {
+        let mut frame = Frame::from_bytes(&[7; 60]);
+        frame.vlan = Some(VlanTag {
+            tpid: 0x88a8,
+            tci: 5,
+        });
+        frame.offload.csum = Some(PartialChecksum {
+            start: 34,
+            offset: 6,
+        });
+        let (mut header, mut tag) = ([0; HEADER_BYTES], [0; TAG]);
+        let parts = parts(&frame, &mut header, &mut tag);
+        assert_eq!(parts[1].len(), 12);
+        assert_eq!(parts[2], [0x88, 0xa8, 0, 5]);
+        assert_eq!(parts[3].len(), 48);
+        let offload = virtio::decode(parts[0].try_into().unwrap(), 64).unwrap();
+        assert_eq!(
+            offload.csum,
+            Some(PartialChecksum {
+                start: 38,
+                offset: 6
+            })
+        );
+    }
+
+    #[test]
+    fn a_frame_shorter_than_its_addresses_is_sent_as_it_is() {
+        let mut frame = Frame::from_bytes(&[7; 5]);
+        frame.vlan = Some(VlanTag {
+            tpid: 0x8100,
+            tci: 5,
+        });
+        let (mut header, mut tag) = ([0; HEADER_BYTES], [0; TAG]);
+        assert_eq!(
+            parts(&frame, &mut header, &mut tag).map(<[u8]>::len),
+            [10, 5, 4, 0]
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! TAP devices: /dev/net/tun and its ioctls.
+//!
+//! Source: uapi `linux/if_tun.h`; Documentation/networking/tuntap.rst.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::io::Errno;
+
+use super::{check, ifreq, ioctl};
+
+/// What the kernel may hand over unfinished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TunOffloads {
+    /// Partial checksums, TSO for IPv4 and IPv6 with ECN.
+    pub(crate) tcp: bool,
+    /// USO (Linux 6.2).
+    pub(crate) udp: bool,
+}
+
+/// A descriptor of /dev/net/tun, not yet a queue of a device. Non-blocking, closed on exec.
+pub(crate) fn open() -> Result<OwnedFd, Errno> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .map(OwnedFd::from)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Makes the descriptor the (next) queue of the TAP device `name`; `create`: a new device, refused
+/// with `EBUSY` if there is one of that name. Gives the name, which the kernel makes from a template.
+pub(crate) fn attach(
+    fd: &OwnedFd,
+    name: &str,
+    create: bool,
+    multi_queue: bool,
+) -> Result<String, Errno> {
+    let mut request = ifreq(name).ok_or(Errno::INVAL)?;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if create {
+        flags |= libc::IFF_TUN_EXCL;
+    }
+    if multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    request.ifr_ifru.ifru_flags = (flags & 0xffff) as u16 as libc::c_short;
+    // SAFETY: TUNSETIFF takes an ifreq without pointers.
+    unsafe { ioctl(fd.as_fd(), libc::TUNSETIFF as u64, &mut request)? };
+    Ok(request
+        .ifr_name
+        .iter()
+        .take_while(|byte| **byte != 0)
+        .map(|byte| char::from(*byte as u8))
+        .collect())
+}
+
+/// The virtio-net header is `bytes` long.
+pub(crate) fn set_header_size(fd: &OwnedFd, bytes: usize) -> Result<(), Errno> {
+    let mut bytes = bytes as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ takes an int.
+    unsafe { ioctl(fd.as_fd(), libc::TUNSETVNETHDRSZ as u64, &mut bytes) }.map(|_| ())
+}
+
+/// Lets the host leave checksums and segmentation to us: as much as the kernel knows.
+pub(crate) fn set_offloads(fd: &OwnedFd) -> Result<TunOffloads, Errno> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |flags: libc::c_uint| {
+        // SAFETY: TUNSETOFFLOAD takes its flags by value.
+        check(unsafe {
+            libc::ioctl(
+                fd.as_raw_fd(),
+                libc::TUNSETOFFLOAD as _,
+                libc::c_ulong::from(flags),
+            )
+        })
+    };
+    match set(tcp | udp) {
+        Ok(_) => Ok(TunOffloads {
+            tcp: true,
+            udp: true,
+        }),
+        Err(Errno::INVAL) => set(tcp).map(|_| TunOffloads {
+            tcp: true,
+            udp: false,
+        }),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The network namespace in which the device now is. Needs CAP_NET_ADMIN there.
+pub(crate) fn namespace(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let netns = check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETDEVNETNS as _, 0) })?;
+    // SAFETY: the kernel made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(netns) })
+}
