@@ -24,3 +24,4 @@ pub mod stats;
 pub mod table;
 
 mod debug;
+mod surgery;
