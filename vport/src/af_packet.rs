@@ -229,12 +229,12 @@ impl AfPacket {
                 .bind(shared.captured.index, true)
                 .map_err(fail("bind"))?;
         }
-        if shared.receive.len() > 1
-            && let Err(errno) = Self::spread(&shared.receive)
-        {
-            // Before Linux 6.7 sockets of a device that is down can't form a group.
-            shared.receive.truncate(1);
-            note = Some(format!("one queue (fanout: {errno})"));
+        if shared.receive.len() > 1 {
+            if let Err(errno) = Self::spread(&shared.receive) {
+                // Before Linux 6.7 sockets of a device that is down can't form a group.
+                shared.receive.truncate(1);
+                note = Some(format!("one queue (fanout: {errno})"));
+            }
         }
         shared.note = note;
         Ok(Self {

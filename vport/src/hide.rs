@@ -180,11 +180,10 @@ impl NftTable {
 
 impl Drop for NftTable {
     fn drop(&mut self) {
-        // ENOENT: it went with its device, or with the namespace.
-        if let Err(errno) = delete_table(&mut self.client, &self.name)
-            && errno != Errno::NOENT
-        {
-            tracing::warn!("nftables table {}: {errno}", self.name);
+        match delete_table(&mut self.client, &self.name) {
+            // ENOENT: it went with its device, or with the namespace.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => tracing::warn!("nftables table {}: {errno}", self.name),
         }
     }
 }

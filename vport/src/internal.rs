@@ -71,10 +71,9 @@ struct Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if let Err(error) = link::delete(self.hidden)
-            && !error.is_gone()
-        {
-            tracing::warn!("{error}");
+        match link::delete(self.hidden) {
+            Err(error) if !error.is_gone() => tracing::warn!("{error}"),
+            _ => {}
         }
     }
 }

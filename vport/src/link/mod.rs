@@ -115,7 +115,7 @@ impl Link {
                 libc::IFLA_MASTER => link.master = nl::u32_of(value),
                 libc::IFLA_OPERSTATE => link.operstate = value.first().copied()?,
                 libc::IFLA_LINK_NETNSID => {
-                    link.link_netnsid = nl::u32_of(value).map(u32::cast_signed);
+                    link.link_netnsid = nl::u32_of(value).map(|id| id as i32);
                 }
                 libc::IFLA_IFALIAS => link.alias = Some(nl::str_of(value)),
                 libc::IFLA_PROMISCUITY => link.promiscuity = nl::u32_of(value)?,
@@ -286,7 +286,7 @@ pub fn netnsid_of(netns: std::os::fd::BorrowedFd<'_>) -> Result<i32, Error> {
         Client::route()?.query(message, |_, payload| {
             id = nl::attributes(payload.get(4..).unwrap_or_default())
                 .find(|(kind, _)| *kind == NETNSA_NSID)
-                .and_then(|(_, value)| nl::u32_of(value).map(u32::cast_signed))
+                .and_then(|(_, value)| nl::u32_of(value).map(|id| id as i32))
                 .filter(|id| *id >= 0);
         })?;
         Ok(id)

@@ -113,7 +113,7 @@ pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: `load` points at `program` and `license`, both alive, with their lengths.
     let program = unsafe { bpf(PROG_LOAD, &load)? };
     let create = LinkCreate {
-        prog_fd: program.as_raw_fd().cast_unsigned(),
+        prog_fd: program.as_raw_fd() as u32,
         target_ifindex: ifindex,
         attach_type: TCX_INGRESS,
         flags: F_BEFORE,

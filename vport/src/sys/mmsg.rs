@@ -157,7 +157,7 @@ impl ReceiveBatch {
 /// The tag in a control message, if there is one.
 fn tag(message: &libc::msghdr, control: &Control) -> Option<VlanTag> {
     let header = size_of::<libc::cmsghdr>();
-    if (message.msg_controllen as usize) < header + size_of::<Auxdata>() {
+    if message.msg_controllen < header + size_of::<Auxdata>() {
         return None;
     }
     // SAFETY: `control` is larger than a cmsghdr with an Auxdata behind it, aligned for both, and

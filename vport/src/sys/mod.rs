@@ -53,9 +53,13 @@ fn set_option<T: Copy>(
 /// # Safety
 /// `T` is the structure that `request` takes, and any pointer in it is valid for what the request
 /// does with it.
-unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u64, argument: &mut T) -> Result<i32, Errno> {
+unsafe fn ioctl<T>(
+    fd: BorrowedFd<'_>,
+    request: libc::Ioctl,
+    argument: &mut T,
+) -> Result<i32, Errno> {
     // SAFETY: the caller's promise; `argument` is borrowed for the call.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(argument)) })
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) })
 }
 
 /// An `ifreq` for the device `name`, zero behind it. `None` if the name is too long.

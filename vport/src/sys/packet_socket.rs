@@ -59,9 +59,8 @@ impl PacketSocket {
         // SAFETY: no pointers.
         let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
         // SAFETY: the descriptor is new, so nobody else owns it.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     fn set(&self, option: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
@@ -91,7 +90,7 @@ impl PacketSocket {
     /// All frames on the wire, whomever they are for, while this socket lives.
     pub(crate) fn add_promiscuous(&self, ifindex: u32) -> Result<(), Errno> {
         let request = Membership {
-            ifindex: ifindex.cast_signed(),
+            ifindex: ifindex as libc::c_int,
             kind: PACKET_MR_PROMISC,
             address_length: 0,
             address: [0; 8],
@@ -107,7 +106,7 @@ impl PacketSocket {
     /// Starts a group of sockets among which flows are spread by hash; gives the group's id.
     pub(crate) fn start_fanout(&self) -> Result<u16, Errno> {
         let flags = FANOUT_HASH | FANOUT_FLAG_UNIQUEID | FANOUT_FLAG_IGNORE_OUTGOING;
-        self.set(PACKET_FANOUT, (flags << 16).cast_signed())?;
+        self.set(PACKET_FANOUT, (flags << 16) as libc::c_int)?;
         let mut value: libc::c_int = 0;
         let mut length = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: both point at locals of the lengths given.
@@ -120,7 +119,7 @@ impl PacketSocket {
                 &mut length,
             )
         })?;
-        Ok((value.cast_unsigned() & 0xffff) as u16)
+        Ok((value & 0xffff) as u16)
     }
 
     /// Joins a group of [`start_fanout`](Self::start_fanout).
@@ -128,7 +127,7 @@ impl PacketSocket {
         let flags = FANOUT_HASH | FANOUT_FLAG_IGNORE_OUTGOING;
         self.set(
             PACKET_FANOUT,
-            ((flags << 16) | u32::from(group)).cast_signed(),
+            ((flags << 16) | u32::from(group)) as libc::c_int,
         )
     }
 
@@ -137,7 +136,7 @@ impl PacketSocket {
         // SAFETY: all-zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = ifindex.cast_signed();
+        address.sll_ifindex = ifindex as libc::c_int;
         address.sll_protocol = if receive {
             (libc::ETH_P_ALL as u16).to_be()
         } else {

@@ -48,7 +48,7 @@ pub(crate) fn attach(
     }
     request.ifr_ifru.ifru_flags = (flags & 0xffff) as u16 as libc::c_short;
     // SAFETY: TUNSETIFF takes an ifreq without pointers.
-    unsafe { ioctl(fd.as_fd(), libc::TUNSETIFF as u64, &mut request)? };
+    unsafe { ioctl(fd.as_fd(), libc::TUNSETIFF, &mut request)? };
     Ok(request
         .ifr_name
         .iter()
@@ -61,7 +61,7 @@ pub(crate) fn attach(
 pub(crate) fn set_header_size(fd: &OwnedFd, bytes: usize) -> Result<(), Errno> {
     let mut bytes = bytes as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ takes an int.
-    unsafe { ioctl(fd.as_fd(), libc::TUNSETVNETHDRSZ as u64, &mut bytes) }.map(|_| ())
+    unsafe { ioctl(fd.as_fd(), libc::TUNSETVNETHDRSZ, &mut bytes) }.map(|_| ())
 }
 
 /// Lets the host leave checksums and segmentation to us: as much as the kernel knows.
