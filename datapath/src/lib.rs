@@ -1,3 +1,27 @@
-//! datapath
+//! Joins flow, netlink and vport: workers, actions, upcalls, the semantics of the families.
+//!
+//! From the outside in:
+//! - [`daemon`]: what all threads share; the threads and the order of locks;
+//! - [`families`]: what requests mean;
+//! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
+//! - [`datapath`], [`vport`], [`table_ref`]: what is configured;
+//! - [`worker`], [`devices`]: the threads at the ports;
+//! - [`executor`], [`packet`], [`transmit`], [`upcall`]: a packet's way;
+//! - [`counters`], [`drop_reason`], [`status`]: what became of it.
 
 pub mod codec;
+pub mod counters;
+pub mod daemon;
+pub mod datapath;
+pub mod devices;
+pub mod drop_reason;
+pub mod executor;
+pub mod families;
+mod mailbox;
+pub mod packet;
+pub mod status;
+mod table_ref;
+pub mod transmit;
+pub mod upcall;
+pub mod vport;
+pub mod worker;

@@ -1,0 +1,386 @@
+//! What all the daemon's threads share: the datapaths, the workers, the clients.
+//!
+//! # Contexts
+//! - *worker* threads receive from ports and forward ([`crate::worker`]);
+//! - the netlink server's *prompt* threads answer flow and packet requests and reads;
+//! - its *configuration* thread answers DP_* and VPORT_* changes, which may sleep;
+//! - the *devices* thread follows what happens to the ports' devices ([`crate::devices`]);
+//! - the *reaper* frees what the epoch has let go.
+//!
+//! # Lock order, outermost first
+//! 1. [`Daemon::configuration`]: by the configuration and devices threads only;
+//! 2. a flow table's mutex (inside crate `flow`): by prompt threads, under no other lock;
+//! 3. [`Datapath::departed`]; a client's queues (inside crate `netlink`). Leaves: nothing is taken under
+//!    them.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::vport::{AttachOptions, DriverChoice, InternalOptions};
+use arc_swap::ArcSwap;
+use crossbeam_epoch::LocalHandle;
+use flow::stats::Source;
+use flow::table::{FlowTable, Reclaimer, TableConfig};
+use netlink::{Errno, Hub};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::counters::Counters;
+use crate::datapath::{Datapath, Settings};
+use crate::devices::Devices;
+use crate::executor::Executor;
+use crate::table_ref::TableCell;
+use crate::upcall::Upcaller;
+use crate::vport::{Vport, VportSet, VportType};
+use crate::worker::Workers;
+
+/// How the daemon was asked to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Worker threads.
+    pub workers: usize,
+    /// Threads of the server that may carry packets (EXECUTE).
+    pub prompt_threads: usize,
+    /// Secret of this run: seeds hashes and sampling.
+    pub seed: u64,
+    /// Driver for existing devices.
+    pub driver: DriverChoice,
+    /// Marks what outlives a killed daemon, for the next one or `purge` to find.
+    pub run_prefix: String,
+    /// Make internal ports from veth pairs even where TAPs can be made.
+    pub force_veth: bool,
+    /// For `status`: what can't be had here and what is done instead.
+    pub notes: Vec<String>,
+}
+
+/// Shared by all threads.
+pub struct Daemon {
+    /// How it was asked to run.
+    pub options: Options,
+    /// The clients' sockets.
+    pub hub: Hub,
+    /// The epoch that flow tables live by.
+    pub reclaimer: Arc<Reclaimer>,
+    /// Where ports' receive queues are read.
+    pub workers: Workers,
+    /// The way to the thread that follows the ports' devices.
+    pub devices: Devices,
+    /// When it started.
+    pub started: Instant,
+    datapaths: ArcSwap<Vec<Arc<Datapath>>>,
+    configuration: Mutex<()>,
+    executors: AtomicUsize,
+    generations: AtomicU64,
+}
+
+/// The right to change datapaths and ports.
+pub struct Configuration<'d> {
+    daemon: &'d Daemon,
+    _lock: MutexGuard<'d, ()>,
+}
+
+/// Threads besides the workers and the prompt threads that may carry packets.
+const OTHER_THREADS: usize = 2;
+
+/// How long the removal of a port waits for the batches that still use it.
+const QUIESCE: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// No datapaths yet, workers not started.
+    pub fn new(options: Options, hub: Hub, devices: Devices) -> Self {
+        Self {
+            hub,
+            reclaimer: Arc::new(Reclaimer::new()),
+            workers: Workers::default(),
+            devices,
+            started: Instant::now(),
+            datapaths: ArcSwap::default(),
+            configuration: Mutex::new(()),
+            executors: AtomicUsize::new(0),
+            generations: AtomicU64::new(1),
+            options,
+        }
+    }
+
+    /// How many executors there can be: cells of counters, slots of statistics.
+    pub fn executors(&self) -> usize {
+        self.options.workers + self.options.prompt_threads + OTHER_THREADS
+    }
+
+    /// The next thread's executor. ENFILE when there are more threads than were planned for.
+    pub fn new_executor(&self) -> Result<Executor, Errno> {
+        let index = self.executors.fetch_add(1, Ordering::Relaxed);
+        let source = u16::try_from(index)
+            .ok()
+            .zip(u16::try_from(self.executors()).ok())
+            .and_then(|(index, of)| Source::new(index, of))
+            .ok_or(Errno::ENFILE)?;
+        Ok(Executor::new(source, Upcaller::new(self.hub.clone(), index), self.options.seed))
+    }
+
+    /// All datapaths, as of now.
+    pub fn datapaths(&self) -> Arc<Vec<Arc<Datapath>>> {
+        self.datapaths.load_full()
+    }
+
+    /// The datapath whose local port's device has that index.
+    pub fn by_ifindex(&self, ifindex: i32) -> Option<Arc<Datapath>> {
+        self.datapaths.load().iter().find(|dp| dp.ifindex == ifindex).cloned()
+    }
+
+    /// The datapath of that name. As in the module, it is found by its local port's name, so not after
+    /// that was renamed.
+    pub fn by_name(&self, name: &str) -> Option<Arc<Datapath>> {
+        self.datapaths
+            .load()
+            .iter()
+            .find(|dp| dp.ports.load().by_name(name).is_some_and(|port| port.number == 0))
+            .cloned()
+    }
+
+    /// The right to change datapaths and ports. Waits for whoever has it.
+    pub fn configure(&self) -> Configuration<'_> {
+        let lock = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
+        Configuration { daemon: self, _lock: lock }
+    }
+
+    /// How existing devices are opened.
+    pub fn attach_options(&self) -> AttachOptions {
+        AttachOptions {
+            driver: self.options.driver,
+            run_prefix: self.options.run_prefix.clone(),
+            ..AttachOptions::default()
+        }
+    }
+
+    /// How internal ports are made.
+    pub fn internal_options(&self) -> InternalOptions {
+        InternalOptions {
+            force_veth: self.options.force_veth,
+            run_prefix: self.options.run_prefix.clone(),
+            ..InternalOptions::default()
+        }
+    }
+
+    /// Frees retired memory until `stop` says so. The reaper thread's life.
+    pub fn reap(&self, stop: &dyn Fn() -> bool) {
+        let handle = self.reclaimer.register();
+        while !stop() {
+            if self.reclaimer.pending() == 0 {
+                self.reclaimer.wait(Duration::from_millis(500));
+            } else if self.reclaimer.reap(&handle) == 0 {
+                // Somebody is still pinned: a batch lasts well under this.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Configuration<'_> {
+    /// Makes a datapath with its local port.
+    ///
+    /// # Errors
+    /// EEXIST when there is a device of that name, EINVAL for a bad name, or what the system says.
+    pub fn add_datapath(
+        &self,
+        handle: &LocalHandle,
+        name: &str,
+        ifindex: Option<u32>,
+        settings: Settings,
+        upcall_pids: Vec<u32>,
+    ) -> Result<Arc<Datapath>, Errno> {
+        let daemon = self.daemon;
+        let device = self.make_internal(name, ifindex)?;
+        let local_ifindex = i32::try_from(device.ifindex()).map_err(|_| Errno::EINVAL)?;
+        let generation = daemon.generations.fetch_add(1, Ordering::Relaxed);
+        let config = TableConfig {
+            seed: daemon.options.seed ^ generation,
+            generation,
+            masks_cache_size: settings.masks_cache_size,
+        };
+        let table =
+            FlowTable::new(config, &daemon.reclaimer).map_err(|_bad_size| Errno::ERANGE)?;
+        let datapath = Arc::new(Datapath {
+            name: device.name().into(),
+            ifindex: local_ifindex,
+            settings: ArcSwap::from_pointee(settings),
+            ports: ArcSwap::default(),
+            table: TableCell::new(table),
+            generation,
+            reclaimer: Arc::clone(&daemon.reclaimer),
+            counters: Counters::new(daemon.executors()),
+            departed: Mutex::default(),
+        });
+        self.publish(&datapath, 0, VportType::Internal, device, upcall_pids).inspect_err(|_| {
+            datapath.table.orphan(handle);
+        })?;
+        let mut all = Vec::clone(&daemon.datapaths.load());
+        all.push(Arc::clone(&datapath));
+        daemon.datapaths.store(Arc::new(all));
+        Ok(datapath)
+    }
+
+    /// Deletes a datapath, its flows and its ports.
+    pub fn remove_datapath(&self, handle: &LocalHandle, datapath: &Arc<Datapath>) {
+        let daemon = self.daemon;
+        let mut all = Vec::clone(&daemon.datapaths.load());
+        all.retain(|other| !Arc::ptr_eq(other, datapath));
+        daemon.datapaths.store(Arc::new(all));
+        datapath.table.orphan(handle);
+        let numbers: Vec<u32> = datapath.ports.load().iter().map(|port| port.number).collect();
+        // The local port goes last: clients know the datapath by its device.
+        for number in numbers.into_iter().rev() {
+            self.remove_port(datapath, number);
+        }
+    }
+
+    /// Makes an internal device, or opens an existing one, and makes it a port.
+    ///
+    /// # Errors
+    /// EBUSY when the number is taken, EFBIG when all are, ENODEV when there is no such device, EEXIST
+    /// when it is a port of this datapath already or the name is taken, or what the system says.
+    pub fn add_port(
+        &self,
+        datapath: &Arc<Datapath>,
+        wish: &PortWish<'_>,
+    ) -> Result<Arc<Vport>, Errno> {
+        let ports = datapath.ports.load_full();
+        let number = match wish.number {
+            Some(number) if ports.get(number).is_some() => return Err(Errno::EBUSY),
+            Some(number) => number,
+            None => ports.free_number().ok_or(Errno::EFBIG)?,
+        };
+        let device = match wish.kind {
+            VportType::Internal => {
+                if self.find_port(wish.name).is_some() {
+                    return Err(Errno::EEXIST);
+                }
+                self.make_internal(wish.name, wish.ifindex)?
+            }
+            VportType::Netdev => {
+                if let Some((other, port)) = self.find_port_by_device(wish.name) {
+                    return Err(match port.kind {
+                        VportType::Internal => Errno::EINVAL,
+                        VportType::Netdev if Arc::ptr_eq(&other, datapath) => Errno::EEXIST,
+                        VportType::Netdev => Errno::EBUSY,
+                    });
+                }
+                ::vport::attach(wish.name, &self.daemon.attach_options()).map_err(|error| {
+                    tracing::info!("port {}: {error}", wish.name);
+                    Errno(error.errno())
+                })?
+            }
+        };
+        self.publish(datapath, number, wish.kind, device, wish.upcall_pids.clone())
+    }
+
+    /// Takes a port out of the datapath. When this returns its device is released, or gone.
+    pub fn remove_port(&self, datapath: &Arc<Datapath>, number: u32) {
+        let before = datapath.ports.load_full();
+        let Some(port) = before.get(number).cloned() else {
+            return;
+        };
+        datapath.ports.store(Arc::new(before.without(number)));
+        drop(before);
+        self.daemon.workers.remove(&port);
+        wait_until_unused(&port);
+        let totals = port.counters.totals();
+        datapath.departed.lock().unwrap_or_else(PoisonError::into_inner).add(&totals);
+    }
+
+    fn make_internal(
+        &self,
+        name: &str,
+        ifindex: Option<u32>,
+    ) -> Result<Box<dyn ::vport::Port>, Errno> {
+        let options = InternalOptions { ifindex, ..self.daemon.internal_options() };
+        ::vport::create_internal(name, &options).map_err(|error| {
+            tracing::info!("internal port {name}: {error}");
+            Errno(error.errno())
+        })
+    }
+
+    fn publish(
+        &self,
+        datapath: &Arc<Datapath>,
+        number: u32,
+        kind: VportType,
+        device: Box<dyn ::vport::Port>,
+        upcall_pids: Vec<u32>,
+    ) -> Result<Arc<Vport>, Errno> {
+        let queues = device.open_queues().map_err(|error| {
+            tracing::warn!("port {}: {error}", device.name());
+            Errno(error.errno())
+        })?;
+        let port = Arc::new(Vport {
+            number,
+            kind,
+            name: device.name().into(),
+            device,
+            renamed: ArcSwap::default(),
+            upcall_pids: ArcSwap::from_pointee(upcall_pids),
+            counters: Counters::new(self.daemon.executors()),
+        });
+        let with = datapath.ports.load().with(Arc::clone(&port));
+        datapath.ports.store(Arc::new(with));
+        self.daemon.workers.add(datapath, &port, queues);
+        Ok(port)
+    }
+
+    fn find_port(&self, name: &str) -> Option<(Arc<Datapath>, Arc<Vport>)> {
+        self.daemon.find_port(name)
+    }
+
+    fn find_port_by_device(&self, name: &str) -> Option<(Arc<Datapath>, Arc<Vport>)> {
+        let index = ::vport::link::by_name(name).ok()?.index;
+        self.daemon.datapaths.load().iter().find_map(|dp| {
+            let port = dp.ports.load().by_ifindex(index).cloned()?;
+            // A TAP that moved to another namespace keeps its number there, not here.
+            port.device.netnsid().is_none().then(|| (Arc::clone(dp), port))
+        })
+    }
+}
+
+impl Daemon {
+    /// The port that was added by that name, in whichever datapath.
+    pub fn find_port(&self, name: &str) -> Option<(Arc<Datapath>, Arc<Vport>)> {
+        self.datapaths
+            .load()
+            .iter()
+            .find_map(|dp| Some((Arc::clone(dp), dp.ports.load().by_name(name).cloned()?)))
+    }
+}
+
+/// What a new port is to be.
+#[derive(Debug)]
+pub struct PortWish<'a> {
+    /// The device's name.
+    pub name: &'a str,
+    /// Existing or to be made.
+    pub kind: VportType,
+    /// Its number; None: the lowest that is free.
+    pub number: Option<u32>,
+    /// The index that its device shall have, if it is to be made.
+    pub ifindex: Option<u32>,
+    /// Who reads its upcalls.
+    pub upcall_pids: Vec<u32>,
+}
+
+/// Milliseconds of the monotonic clock: what `OVS_FLOW_ATTR_USED` counts.
+pub fn now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// Batches that began before the port was taken out hold it through their look at the ports. They end
+/// within a millisecond or so; then the caller's reference is the last.
+fn wait_until_unused(port: &Arc<Vport>) {
+    let deadline = Instant::now() + QUIESCE;
+    while Arc::strong_count(port) > 1 {
+        if Instant::now() > deadline {
+            tracing::error!("port {} is still in use after {QUIESCE:?}", port.name);
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}

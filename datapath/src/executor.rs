@@ -1,0 +1,528 @@
+//! Carries packets through lookups and actions. Every thread that does so has an executor of its own.
+//!
+//! # Semantics
+//! Those of the module: at most [`MAX_DEPTH`] action lists within each other; a clone, sample or
+//! recirculation deeper than [`INLINE_DEPTH`] is put off until the outermost list is done, at most
+//! [`MAX_DEFERRED`] of them; what exceeds that is dropped and counted.
+//!
+//! # Thread safety
+//! An executor belongs to one thread. What it shares (ports, tables, counters) it reaches through the
+//! [`Batch`], for the time of a batch: no reference outlives it, so that an idle thread keeps nothing
+//! alive.
+
+use std::collections::VecDeque;
+
+use crossbeam_epoch::Guard;
+use flow::action::{Action, ActionList, SetField};
+use flow::extract::{self, Metadata};
+use flow::hash;
+use flow::key::{Key, TunnelKey};
+use flow::rewrite::{self, Ttl};
+use flow::cache::{LookupCounters, MaskCache};
+use flow::stats::{self, Source};
+use flow::table::FlowTable;
+use frame::{Frame, GsoKind, Pool};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::counters::Cell;
+use crate::datapath::Datapath;
+use crate::drop_reason::DropReason;
+use crate::packet::Packet;
+use crate::transmit::TransmitQueues;
+use crate::upcall::Upcaller;
+use crate::vport::VportSet;
+
+/// Action lists within each other (`OVS_RECURSION_LIMIT`).
+pub const MAX_DEPTH: u32 = 5;
+/// Down to this depth a nested list runs at once (`OVS_DEFERRED_ACTION_THRESHOLD`).
+pub const INLINE_DEPTH: u32 = MAX_DEPTH - 2;
+/// Lists put off at a time (`DEFERRED_ACTION_FIFO_SIZE`).
+pub const MAX_DEFERRED: usize = 10;
+
+/// What one batch of packets shares: one datapath, one look at its ports and table.
+pub struct Batch<'g> {
+    /// The datapath.
+    pub datapath: &'g Datapath,
+    /// Its ports at the batch's beginning.
+    pub ports: &'g VportSet,
+    /// Its flows; None when it is being deleted.
+    pub table: Option<&'g FlowTable>,
+    /// Keeps flows and actions alive.
+    pub guard: &'g Guard,
+    /// Monotonic clock, milliseconds.
+    pub now_ms: u64,
+    depth: u32,
+    deferred: VecDeque<Deferred<'g>>,
+}
+
+struct Deferred<'g> {
+    packet: Packet,
+    work: Work<'g>,
+}
+
+#[derive(Clone, Copy)]
+enum Work<'g> {
+    Recirculate(u32),
+    Run(&'g ActionList),
+}
+
+impl<'g> Batch<'g> {
+    /// A batch on `datapath` at the time `now_ms`.
+    pub fn new(
+        datapath: &'g Datapath,
+        ports: &'g VportSet,
+        guard: &'g Guard,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            datapath,
+            ports,
+            table: datapath.table.load(guard),
+            guard,
+            now_ms,
+            depth: 0,
+            deferred: VecDeque::new(),
+        }
+    }
+
+    /// Where `executor` counts what happens to packets of this ingress port.
+    pub fn cell(&self, port: u32, executor: usize) -> &'g Cell {
+        match self.ports.get(port) {
+            Some(vport) => vport.counters.cell(executor),
+            None => self.datapath.counters.cell(executor),
+        }
+    }
+}
+
+/// One thread's means to carry packets.
+pub struct Executor {
+    /// Which slot of a flow's statistics is its own.
+    source: Source,
+    /// Which cell of counters is its own: the same number.
+    pub(crate) index: usize,
+    /// Its buffers.
+    pub pool: Pool,
+    pub(crate) transmit: TransmitQueues,
+    pub(crate) upcaller: Upcaller,
+    caches: Vec<(u64, MaskCache)>,
+    random: SmallRng,
+    hash_seed: u32,
+    key: Box<Key>,
+}
+
+impl Executor {
+    /// The executor of that number. `seed` is for `sample` and for hashes: it should be secret.
+    pub fn new(source: Source, upcaller: Upcaller, seed: u64) -> Self {
+        let index = usize::from(source.index());
+        Self {
+            source,
+            index,
+            pool: Pool::default(),
+            transmit: TransmitQueues::default(),
+            upcaller,
+            caches: Vec::new(),
+            random: SmallRng::seed_from_u64(seed ^ index as u64),
+            hash_seed: seed as u32,
+            key: Box::new(Key::ZERO),
+        }
+    }
+
+    /// Frames that came out of `port`. Call [`Executor::flush`] at the batch's end.
+    pub fn receive(&mut self, batch: &mut Batch<'_>, port: u32, frames: &mut Vec<Frame>) {
+        let cell = batch.cell(port, self.index);
+        let mut bytes = 0;
+        for frame in frames.iter() {
+            bytes += frame.wire_len() as u64;
+        }
+        cell.received.add(frames.len() as u64);
+        cell.received_bytes.add(bytes);
+        let meta = Metadata { in_port: port, ..Metadata::default() };
+        for mut frame in frames.drain(..) {
+            match extract::extract(&mut frame, &meta, &mut self.key) {
+                Ok(layers) => {
+                    let key = *self.key;
+                    let hash = hash::l4(&key, self.hash_seed);
+                    let packet = Packet {
+                        frame,
+                        key,
+                        layers,
+                        ingress: port,
+                        hash,
+                        truncate: 0,
+                        mru: 0,
+                        upcall_pid: None,
+                        egress: None,
+                    };
+                    self.process(batch, packet);
+                }
+                Err(_) => {
+                    cell.drop(DropReason::Malformed, 1);
+                    self.pool.put(frame);
+                }
+            }
+        }
+    }
+
+    /// A packet that user space sends with actions of its own.
+    pub fn execute(&mut self, batch: &mut Batch<'_>, packet: Packet, actions: &ActionList) {
+        batch.cell(packet.ingress, self.index).executed.add(1);
+        // The list outlives this call, not the batch's references: a batch of its own, sharing all
+        // but the lifetime.
+        let mut inner = Batch {
+            datapath: batch.datapath,
+            ports: batch.ports,
+            table: batch.table,
+            guard: batch.guard,
+            now_ms: batch.now_ms,
+            depth: batch.depth,
+            deferred: VecDeque::new(),
+        };
+        self.run_outermost(&mut inner, packet, actions);
+    }
+
+    /// The hash that chooses a packet's reader.
+    pub fn hash(&self, key: &Key) -> u32 {
+        hash::l4(key, self.hash_seed)
+    }
+
+    /// Hands everything that is queued to the ports.
+    pub fn flush(&mut self, batch: &Batch<'_>) {
+        self.transmit.flush(batch, self.index, &mut self.pool);
+    }
+
+    /// Drops what belongs to tables that are no more. `live` are the generations in use.
+    pub fn forget_tables(&mut self, live: &[u64]) {
+        self.caches.retain(|(id, _)| live.contains(id));
+    }
+
+    fn process<'g>(&mut self, batch: &mut Batch<'g>, packet: Packet) {
+        let cell = batch.cell(packet.ingress, self.index);
+        let Some(table) = batch.table else {
+            cell.missed.add(1);
+            self.drop(batch, packet, DropReason::UpcallNoReader);
+            return;
+        };
+        let cache = cache_for(&mut self.caches, table);
+        let mut looked = LookupCounters::default();
+        let found = table.lookup(&packet.key, packet.hash, batch.guard, cache, &mut looked);
+        cell.mask_hit.add(looked.mask_hit);
+        cell.cache_hit.add(looked.cache_hit);
+        match found {
+            Some(flow) => {
+                cell.hit.add(1);
+                let seen = stats::Totals {
+                    packets: 1,
+                    bytes: packet.frame.wire_len() as u64,
+                    used_ms: batch.now_ms,
+                    tcp_flags: packet.key.tcp_flags.get(),
+                };
+                flow.record(self.source, &seen);
+                self.run_outermost(batch, packet, flow.actions());
+            }
+            None => {
+                cell.missed.add(1);
+                self.miss(batch, packet);
+            }
+        }
+    }
+
+    /// Runs a list and, if it is the outermost, what was put off meanwhile.
+    fn run_outermost<'g>(&mut self, batch: &mut Batch<'g>, packet: Packet, list: &'g ActionList) {
+        if batch.depth >= MAX_DEPTH {
+            self.drop(batch, packet, DropReason::RecursionLimit);
+            return;
+        }
+        batch.depth += 1;
+        self.run(batch, packet, list);
+        if batch.depth == 1 {
+            while let Some(Deferred { packet, work }) = batch.deferred.pop_front() {
+                match work {
+                    Work::Recirculate(_) => self.process(batch, packet),
+                    Work::Run(list) => self.run(batch, packet, list),
+                }
+            }
+        }
+        batch.depth -= 1;
+    }
+
+    fn run<'g>(&mut self, batch: &mut Batch<'g>, mut packet: Packet, list: &'g ActionList) {
+        let mut rest = list.program.iter();
+        while let Some(action) = rest.next() {
+            let last = rest.as_slice().is_empty();
+            match action {
+                Action::Output(port) => {
+                    if last {
+                        self.output(batch, packet, *port);
+                        return;
+                    }
+                    let copy = self.copy(batch, &packet);
+                    self.output(batch, copy, *port);
+                    packet.truncate = 0;
+                }
+                Action::Userspace(user) => {
+                    let sent = self.upcall_action(batch, &mut packet, user, list);
+                    packet.truncate = 0;
+                    if last {
+                        self.finish_upcall(batch, packet, sent);
+                        return;
+                    }
+                }
+                Action::Trunc(len) => {
+                    packet.truncate = if packet.len() > *len as usize { *len } else { 0 };
+                }
+                Action::Hash { basis } => {
+                    packet.key.dp_hash = hash::l4(&packet.key, *basis);
+                }
+                Action::Recirc(id) => {
+                    if !packet.layers.key_valid && self.refresh(&mut packet).is_err() {
+                        self.drop(batch, packet, DropReason::ActionError);
+                        return;
+                    }
+                    if last {
+                        self.nest(batch, packet, Work::Recirculate(*id), true);
+                        return;
+                    }
+                    let copy = self.copy(batch, &packet);
+                    self.nest(batch, copy, Work::Recirculate(*id), true);
+                }
+                Action::Sample { probability, actions } => {
+                    let taken = *probability == u32::MAX
+                        || (*probability != 0 && self.random.random::<u32>() <= *probability);
+                    if last {
+                        match taken {
+                            true => self.nest(batch, packet, Work::Run(actions), false),
+                            false => self.drop(batch, packet, DropReason::LastAction),
+                        }
+                        return;
+                    }
+                    if taken {
+                        let copy = self.copy(batch, &packet);
+                        self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                    }
+                }
+                Action::Clone(actions) => {
+                    if last {
+                        self.nest(batch, packet, Work::Run(actions), false);
+                        return;
+                    }
+                    let copy = self.copy(batch, &packet);
+                    self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                }
+                Action::CheckPktLen { len, greater, less_equal } => {
+                    let fits = longest_packet(&packet) <= usize::from(*len);
+                    let actions = if fits { less_equal } else { greater };
+                    if last {
+                        self.nest(batch, packet, Work::Run(actions), false);
+                        return;
+                    }
+                    let copy = self.copy(batch, &packet);
+                    self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                }
+                Action::DecTtl { exceeded } => {
+                    match rewrite::dec_ttl(&mut packet.frame, &mut packet.key, &packet.layers) {
+                        Ok(Ttl::Alive) => {}
+                        Ok(Ttl::Exceeded) => {
+                            if exceeded.program.is_empty() {
+                                self.drop(batch, packet, DropReason::IpTtl);
+                            } else {
+                                self.nest(batch, packet, Work::Run(exceeded), false);
+                            }
+                            return;
+                        }
+                        Err(_) => {
+                            self.drop(batch, packet, DropReason::ActionError);
+                            return;
+                        }
+                    }
+                }
+                Action::Drop(error) => {
+                    let reason = match error {
+                        0 => DropReason::Explicit,
+                        _ => DropReason::ExplicitWithError,
+                    };
+                    self.drop(batch, packet, reason);
+                    return;
+                }
+                Action::CtClear => forget_connection(&mut packet.key),
+                // Refused at installation while there is no tracker; a packet that meets one all the
+                // same isn't forwarded unchecked.
+                Action::Ct(_) => {
+                    self.drop(batch, packet, DropReason::Conntrack);
+                    return;
+                }
+                // A meter that doesn't exist lets the packet pass, as in the module.
+                Action::Meter(_) => {}
+                Action::Set(field) => {
+                    if let SetField::Tunnel(tunnel) = &**field {
+                        packet.egress = Some(tunnel.clone());
+                    } else if let Err(_refused) =
+                        rewrite::set(&mut packet.frame, &mut packet.key, &packet.layers, field)
+                    {
+                        self.drop(batch, packet, DropReason::ActionError);
+                        return;
+                    }
+                }
+                Action::PushVlan { .. }
+                | Action::PopVlan
+                | Action::PushMpls { .. }
+                | Action::PopMpls { .. }
+                | Action::AddMpls { .. }
+                | Action::PushEth { .. }
+                | Action::PopEth
+                | Action::PushNsh(_)
+                | Action::PopNsh => {
+                    if restructure(&mut packet, action).is_err() {
+                        self.drop(batch, packet, DropReason::ActionError);
+                        return;
+                    }
+                }
+            }
+        }
+        self.drop(batch, packet, DropReason::LastAction);
+    }
+
+    /// Runs a nested list or a recirculation: at once, or later if that would go too deep. `keeps_key`:
+    /// the list around needs its key unchanged, which in the module costs a level.
+    fn nest<'g>(
+        &mut self,
+        batch: &mut Batch<'g>,
+        mut packet: Packet,
+        work: Work<'g>,
+        keeps_key: bool,
+    ) {
+        if let Work::Recirculate(id) = work {
+            packet.key.recirc_id = id;
+        }
+        if !keeps_key || batch.depth <= INLINE_DEPTH {
+            match work {
+                Work::Recirculate(_) => self.process(batch, packet),
+                Work::Run(list) => {
+                    batch.depth += u32::from(keeps_key);
+                    self.run(batch, packet, list);
+                    batch.depth -= u32::from(keeps_key);
+                }
+            }
+        } else if batch.deferred.len() < MAX_DEFERRED {
+            batch.deferred.push_back(Deferred { packet, work });
+        } else {
+            self.drop(batch, packet, DropReason::DeferredLimit);
+        }
+    }
+
+    fn output(&mut self, batch: &Batch<'_>, packet: Packet, port: u32) {
+        if let Err((packet, reason)) =
+            self.transmit.push(batch, self.index, &mut self.pool, packet, port)
+        {
+            self.drop(batch, packet, reason);
+        }
+    }
+
+    fn refresh(&mut self, packet: &mut Packet) -> Result<(), extract::ExtractError> {
+        extract::update(&mut packet.frame, &mut packet.key, &mut packet.layers)
+    }
+
+    fn copy(&mut self, batch: &Batch<'_>, packet: &Packet) -> Packet {
+        batch.cell(packet.ingress, self.index).copied.add(1);
+        Packet {
+            frame: self.pool.copy(&packet.frame),
+            key: packet.key,
+            layers: packet.layers,
+            ingress: packet.ingress,
+            hash: packet.hash,
+            truncate: packet.truncate,
+            mru: packet.mru,
+            upcall_pid: packet.upcall_pid,
+            egress: packet.egress.clone(),
+        }
+    }
+
+    pub(crate) fn drop(&mut self, batch: &Batch<'_>, packet: Packet, reason: DropReason) {
+        batch.cell(packet.ingress, self.index).drop(reason, 1);
+        self.pool.put(packet.frame);
+    }
+}
+
+fn cache_for<'c>(
+    caches: &'c mut Vec<(u64, MaskCache)>,
+    table: &FlowTable,
+) -> &'c mut MaskCache {
+    let id = table.generation();
+    let at = match caches.iter().position(|(known, _)| *known == id) {
+        Some(at) => at,
+        None => {
+            caches.push((id, MaskCache::new()));
+            caches.len() - 1
+        }
+    };
+    &mut caches[at].1
+}
+
+/// Whether a list does anything besides handing packets on; only then does the module keep a copy of
+/// the key, and count a level.
+fn changes_packets(list: &ActionList) -> bool {
+    !list.program.iter().all(|action| {
+        matches!(
+            action,
+            Action::Output(_) | Action::Recirc(_) | Action::Trunc(_) | Action::Userspace(_)
+        )
+    })
+}
+
+/// The longest packet that a frame stands for, Ethernet header included: of its segments if it is to be
+/// segmented, of the fragments it came as if it was reassembled.
+fn longest_packet(packet: &Packet) -> usize {
+    if packet.mru != 0 {
+        return usize::from(packet.mru) + usize::from(packet.layers.network);
+    }
+    let (Some(gso), Some(l4)) = (packet.frame.offload.gso, packet.layers.transport) else {
+        return packet.len();
+    };
+    let l4 = usize::from(l4);
+    let header = match gso.kind {
+        GsoKind::TcpV4 | GsoKind::TcpV6 => {
+            let offset = packet.frame.bytes().get(l4 + 12).copied().unwrap_or(0x50);
+            usize::from(offset >> 4) * 4
+        }
+        GsoKind::UdpL4 => 8,
+        GsoKind::UdpFragments => 0,
+    };
+    (l4 + header + usize::from(gso.size)).min(packet.len())
+}
+
+fn forget_connection(key: &mut Key) {
+    key.ct_state = 0;
+    key.ct_zone = 0;
+    key.ct_mark = 0;
+    key.ct_labels = [0; 16];
+    key.ct_orig_src = [0; 16];
+    key.ct_orig_dst = [0; 16];
+    key.ct_orig_tp_src = 0.into();
+    key.ct_orig_tp_dst = 0.into();
+    key.ct_orig_proto = 0;
+}
+
+fn restructure(packet: &mut Packet, action: &Action) -> Result<(), rewrite::RewriteError> {
+    let Packet { frame, key, layers, .. } = packet;
+    match action {
+        Action::PushVlan { tpid, tci } => rewrite::push_vlan(frame, key, layers, *tpid, *tci),
+        Action::PopVlan => rewrite::pop_vlan(frame, key, layers),
+        Action::PushMpls { lse, ethertype } => {
+            rewrite::push_mpls(frame, key, layers, *lse, *ethertype)
+        }
+        Action::PopMpls { ethertype } => rewrite::pop_mpls(frame, key, layers, *ethertype),
+        Action::AddMpls { lse, ethertype, l3 } => {
+            rewrite::add_mpls(frame, key, layers, *lse, *ethertype, *l3)
+        }
+        Action::PushEth { src, dst } => rewrite::push_eth(frame, key, layers, *src, *dst),
+        Action::PopEth => rewrite::pop_eth(frame, key, layers),
+        Action::PushNsh(header) => rewrite::push_nsh(frame, key, layers, header),
+        Action::PopNsh => rewrite::pop_nsh(frame, key, layers),
+        _ => Ok(()),
+    }
+}
+
+/// The tunnel key that an egress upcall shows, if the packet has one.
+pub(crate) fn egress_key(packet: &Packet) -> Option<&TunnelKey> {
+    packet.egress.as_deref()
+}

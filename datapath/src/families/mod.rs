@@ -1,0 +1,156 @@
+//! What the six families mean: requests in, answers out. Implements the netlink room's [`Handler`].
+//!
+//! - [`datapath`], [`vport`]: the configuration; what changes it runs on the configuration thread.
+//! - [`flow`], [`packet`]: prompt; they never take the configuration lock.
+//! - `ovs_meter` and `ovs_ct_limit` exist, as a client expects, and refuse everything for now.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crossbeam_epoch::LocalHandle;
+use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Request};
+
+use crate::daemon::Daemon;
+use crate::executor::Executor;
+
+pub mod datapath;
+pub mod flow;
+pub mod packet;
+pub mod vport;
+
+pub use netlink::family::command;
+
+/// The daemon, as the netlink server sees it.
+pub struct Server {
+    daemon: Arc<Daemon>,
+}
+
+impl Server {
+    /// Answers for `daemon`.
+    pub fn new(daemon: Arc<Daemon>) -> Self {
+        Self { daemon }
+    }
+}
+
+impl Handler for Server {
+    fn lane(&self, request: &Request<'_>) -> Lane {
+        match (request.family, request.command) {
+            (Family::Datapath | Family::Vport, command::GET) => Lane::Prompt,
+            (Family::Datapath | Family::Vport, _) => Lane::MaySleep,
+            _ => Lane::Prompt,
+        }
+    }
+
+    fn handle(&self, request: &Request<'_>, answer: &mut Answer<'_>) -> Result<(), Failure> {
+        match request.family {
+            Family::Datapath => datapath::handle(&self.daemon, request, answer),
+            Family::Vport => vport::handle(&self.daemon, request, answer),
+            Family::Flow => flow::handle(&self.daemon, request, answer),
+            Family::Packet => packet::execute(&self.daemon, request),
+            // No meters, no limits: clients take EOPNOTSUPP as a plain "no".
+            Family::Meter | Family::CtLimit => Err(Errno::EOPNOTSUPP.into()),
+        }
+    }
+
+    fn dump(&self, request: &Request<'_>) -> Result<Box<dyn Dump>, Failure> {
+        match request.family {
+            Family::Datapath => Ok(Box::new(datapath::dump(&self.daemon))),
+            Family::Vport => Ok(Box::new(vport::dump(&self.daemon, request)?)),
+            Family::Flow => Ok(Box::new(flow::dump(&self.daemon, request)?)),
+            Family::Packet | Family::Meter | Family::CtLimit => Err(Errno::EOPNOTSUPP.into()),
+        }
+    }
+
+    fn gone(&self, _port_id: u32) {
+        // Its port id stays among the readers of ports until someone sets others, as in the module;
+        // upcalls to it are lost, and counted, from now on.
+    }
+
+    fn before_sleep(&self) {}
+}
+
+/// What a thread of the server needs for packets and flows: its executor, its part in the epoch.
+pub(crate) struct Context {
+    pub(crate) executor: Executor,
+    pub(crate) handle: LocalHandle,
+}
+
+thread_local! {
+    /// Of the daemon at that address: tests have several in a process.
+    static CONTEXT: RefCell<Option<(usize, Context)>> = const { RefCell::new(None) };
+}
+
+/// Lends the calling thread's context for `daemon`.
+pub(crate) fn with_context<R>(
+    daemon: &Daemon,
+    work: impl FnOnce(&mut Context) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    let address = std::ptr::from_ref(daemon) as usize;
+    CONTEXT.with_borrow_mut(|slot| {
+        let context = match slot {
+            Some((owner, context)) if *owner == address => context,
+            _ => {
+                let handle = daemon.reclaimer.register();
+                let context = Context { executor: daemon.new_executor()?, handle };
+                &mut slot.insert((address, context)).1
+            }
+        };
+        work(context)
+    })
+}
+
+/// Whether a device may have that name: as the kernel's `dev_valid_name`, with one `%d` at most.
+pub(crate) fn check_device_name(name: &str) -> Result<(), Errno> {
+    let plain = name.replacen("%d", "", 1);
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." {
+        return Err(Errno::EINVAL);
+    }
+    if plain.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_ascii_whitespace()) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
+}
+
+/// An array of u32 in host order, as lists of port ids are. EINVAL when it is empty or ends within one.
+pub(crate) fn port_ids(payload: &[u8]) -> Result<Vec<u32>, Errno> {
+    let words = payload.chunks_exact(4);
+    if payload.is_empty() || !words.remainder().is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    Ok(words.filter_map(|word| word.first_chunk().copied()).map(u32::from_ne_bytes).collect())
+}
+
+/// The same as attribute payload.
+pub(crate) fn port_id_bytes(pids: &[u32]) -> Vec<u8> {
+    pids.iter().flat_map(|pid| pid.to_ne_bytes()).collect()
+}
+
+/// How many CPUs there can be (`nr_cpu_ids`): what lists of port ids are cut to, or refused beyond.
+pub(crate) fn cpu_ids() -> usize {
+    std::fs::read_to_string("/sys/devices/system/cpu/possible")
+        .ok()
+        .and_then(|text| text.trim().rsplit(['-', ',']).next()?.parse::<usize>().ok())
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_are_those_that_the_kernel_takes() {
+        for good in ["br0", "in%d", "a.b", "123456789012345"] {
+            assert_eq!(check_device_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "1234567890123456", "a%s", "%d%d"] {
+            assert_eq!(check_device_name(bad), Err(Errno::EINVAL), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_port_ids_has_whole_entries() {
+        assert_eq!(port_ids(&[]), Err(Errno::EINVAL));
+        assert_eq!(port_ids(&[1, 2, 3]), Err(Errno::EINVAL));
+        assert_eq!(port_ids(&7_u32.to_ne_bytes()), Ok(vec![7]));
+    }
+}

@@ -1,0 +1,82 @@
+//! `ovs_packet`: packets that user space sends (`OVS_PACKET_CMD_EXECUTE`). Upcalls, the other way, are
+//! in [`crate::upcall`].
+//!
+//! As in the module, only the metadata of the key count: headers are read from the packet. What becomes
+//! of the packet isn't told: it is counted. Upcalls and transmissions come before the ack.
+
+use std::sync::Arc;
+
+use ::flow::extract::{self, Metadata, PacketType};
+use ::flow::key::Key;
+use frame::Frame;
+use netlink::attr::Table;
+use netlink::{Errno, Failure, Request};
+
+use super::flow::LIMITS;
+use super::with_context;
+use crate::codec;
+use crate::daemon::{Daemon, now_ms};
+use crate::executor::Batch;
+use crate::packet::Packet;
+use crate::upcall::attribute;
+
+const COUNT: usize = 13;
+
+pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(), Failure> {
+    let attrs: Table<'_, COUNT> = request.table();
+    let bytes = attrs.require(attribute::PACKET)?.payload;
+    let key_attr = attrs.require(attribute::KEY)?;
+    let actions_attr = attrs.require(attribute::ACTIONS)?;
+    let metadata = codec::key::parse_metadata(key_attr.payload, LIMITS)?;
+    let mru = attrs.get(attribute::MRU).map_or(Ok(0), |attr| attr.u16())?;
+    let hash = attrs.get(attribute::HASH).map(|attr| attr.u64()).transpose()?;
+    let upcall_pid = attrs.get(attribute::UPCALL_PID).map(|attr| attr.u32()).transpose()?;
+
+    let mut frame = Frame::from_bytes(bytes);
+    let known = metadata.key;
+    let meta = Metadata {
+        in_port: known.in_port,
+        skb_mark: known.skb_mark,
+        priority: known.priority,
+        recirc_id: known.recirc_id,
+        dp_hash: known.dp_hash,
+        packet_type: match known.mac_proto {
+            0 => PacketType::L3(known.eth_type.get()),
+            _ => PacketType::Ethernet,
+        },
+        tunnel: (known.tunnel.family != 0).then(|| Box::new(known.tunnel)),
+        ct: None,
+    };
+    let mut key = Key::ZERO;
+    let layers =
+        extract::extract(&mut frame, &meta, &mut key).map_err(|_short| Errno::EINVAL)?;
+    metadata.check(&key)?;
+    let actions = codec::action::parse_exact(actions_attr.payload, &key, LIMITS)?;
+
+    let datapath = daemon.by_ifindex(request.dp_ifindex).ok_or(Errno::ENODEV)?;
+    with_context(daemon, |context| {
+        let executor = &mut context.executor;
+        // The low half is the hash that the upcall told: it keeps a packet at its reader.
+        let hash = match hash {
+            Some(told) if told as u32 != 0 => told as u32,
+            _ => executor.hash(&key),
+        };
+        let packet = Packet {
+            frame,
+            key,
+            layers,
+            ingress: key.in_port,
+            hash,
+            truncate: 0,
+            mru,
+            upcall_pid,
+            egress: None,
+        };
+        let ports = datapath.ports.load();
+        let guard = context.handle.pin();
+        let mut batch = Batch::new(&datapath, &ports, &guard, now_ms());
+        executor.execute(&mut batch, packet, &actions);
+        executor.flush(&batch);
+        Ok(())
+    })
+}

@@ -1,0 +1,223 @@
+//! What `ovs-dpd status` shows: datapaths, ports, flows, upcalls, losses, drops by reason.
+
+use std::collections::BTreeMap;
+
+use netlink::Hub;
+use serde::{Deserialize, Serialize};
+
+use crate::counters::Totals;
+use crate::daemon::Daemon;
+use crate::datapath::{Datapath, features};
+use crate::drop_reason::DropReason;
+use crate::vport::Vport;
+
+/// The whole daemon at one moment. Counts of different ports aren't read at the same instant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_s: f64,
+    /// Worker threads.
+    pub workers: usize,
+    /// What can't be had here and what is done instead.
+    pub notes: Vec<String>,
+    /// The datapaths.
+    pub datapaths: Vec<DatapathStatus>,
+    /// The connected sockets of clients.
+    pub clients: Vec<ClientStatus>,
+}
+
+/// One datapath.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// Its name.
+    pub name: String,
+    /// Its local port's ifindex.
+    pub ifindex: i32,
+    /// `per-cpu` or `per-vport`.
+    pub upcall_dispatch: String,
+    /// Readers in the per-CPU list.
+    pub per_cpu_readers: usize,
+    /// Flows installed.
+    pub flows: u64,
+    /// Different masks among them.
+    pub masks: u64,
+    /// Entries of the mask cache.
+    pub masks_cache_size: u32,
+    /// Lookups.
+    pub lookups: Lookups,
+    /// Over all ports and packets without one.
+    pub packets: PacketCounts,
+    /// The ports.
+    pub ports: Vec<PortStatus>,
+}
+
+/// Lookups of a datapath.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Lookups {
+    /// Found a flow.
+    pub hit: u64,
+    /// Found none.
+    pub missed: u64,
+    /// Masks looked at.
+    pub mask_hit: u64,
+    /// Found through the mask cache.
+    pub cache_hit: u64,
+}
+
+/// What became of packets. At rest, over a datapath:
+/// `received + executed + copied = transmitted + to_user + sum(dropped)`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)] // see `counters::Cell`
+pub struct PacketCounts {
+    pub received: u64,
+    pub received_bytes: u64,
+    pub executed: u64,
+    pub copied: u64,
+    pub transmitted: u64,
+    pub transmitted_bytes: u64,
+    pub to_user: u64,
+    pub upcalls: u64,
+    pub upcalls_lost: u64,
+    /// Drops by reason; reasons that never happened are left out.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// One port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Its number.
+    pub number: u32,
+    /// Its device's name now.
+    pub name: String,
+    /// `netdev` or `internal`.
+    pub kind: String,
+    /// The driver in force.
+    pub driver: String,
+    /// What is in force, and why it isn't better.
+    pub mode: String,
+    /// The device's ifindex.
+    pub ifindex: u32,
+    /// Readers of its upcalls.
+    pub upcall_pids: Vec<u32>,
+    /// What became of its packets.
+    pub packets: PacketCounts,
+    /// What the kernel dropped before we could receive it.
+    pub host_queue_full: u64,
+    /// What came but couldn't be used, as the kernel told it.
+    pub host_rx_errors: u64,
+}
+
+/// One client socket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Its port id.
+    pub port_id: u32,
+    /// Process that connected.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Whether it may change state.
+    pub privileged: bool,
+    /// Requests so far.
+    pub requests: u64,
+    /// Messages waiting for it.
+    pub queued: usize,
+    /// Messages lost for want of room.
+    pub lost: u64,
+}
+
+impl From<&Totals> for PacketCounts {
+    fn from(sum: &Totals) -> Self {
+        let dropped = DropReason::ALL
+            .into_iter()
+            .map(|reason| (reason.name().to_owned(), sum.dropped_by(reason)))
+            .filter(|(_, count)| *count != 0)
+            .collect();
+        Self {
+            received: sum.received,
+            received_bytes: sum.received_bytes,
+            executed: sum.executed,
+            copied: sum.copied,
+            transmitted: sum.transmitted,
+            transmitted_bytes: sum.transmitted_bytes,
+            to_user: sum.to_user,
+            upcalls: sum.upcalls,
+            upcalls_lost: sum.upcalls_lost,
+            dropped,
+        }
+    }
+}
+
+impl Status {
+    /// Of `daemon`, now.
+    pub fn of(daemon: &Daemon) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: daemon.started.elapsed().as_secs_f64(),
+            workers: daemon.options.workers,
+            notes: daemon.options.notes.clone(),
+            datapaths: daemon.datapaths().iter().map(|dp| datapath(dp)).collect(),
+            clients: clients(&daemon.hub),
+        }
+    }
+}
+
+fn datapath(datapath: &Datapath) -> DatapathStatus {
+    let settings = datapath.settings.load();
+    let totals = datapath.totals();
+    let (flows, masks) = datapath.sizes();
+    let per_cpu = settings.features & features::DISPATCH_PER_CPU != 0;
+    DatapathStatus {
+        name: datapath.local_name(),
+        ifindex: datapath.ifindex,
+        upcall_dispatch: if per_cpu { "per-cpu" } else { "per-vport" }.to_owned(),
+        per_cpu_readers: settings.per_cpu_pids.len(),
+        flows,
+        masks,
+        masks_cache_size: settings.masks_cache_size,
+        lookups: Lookups {
+            hit: totals.hit,
+            missed: totals.missed,
+            mask_hit: totals.mask_hit,
+            cache_hit: totals.cache_hit,
+        },
+        packets: PacketCounts::from(&totals),
+        ports: datapath.ports.load().iter().map(|vport| port(vport)).collect(),
+    }
+}
+
+fn port(vport: &Vport) -> PortStatus {
+    let host = vport.device.host_counters();
+    PortStatus {
+        number: vport.number,
+        name: vport.current_name(),
+        kind: vport.kind.name().to_owned(),
+        driver: vport.device.driver().name().to_owned(),
+        mode: vport.device.mode(),
+        ifindex: vport.device.ifindex(),
+        upcall_pids: vport.upcall_pids.load().to_vec(),
+        packets: PacketCounts::from(&vport.counters.totals()),
+        host_queue_full: host.queue_full,
+        host_rx_errors: host.rx_errors.total(),
+    }
+}
+
+fn clients(hub: &Hub) -> Vec<ClientStatus> {
+    hub.clients()
+        .into_iter()
+        .map(|client| ClientStatus {
+            port_id: client.port_id,
+            pid: client.pid,
+            uid: client.uid,
+            privileged: client.privileged,
+            requests: client.requests,
+            queued: client.queued,
+            lost: client.lost,
+        })
+        .collect()
+}

@@ -1,0 +1,234 @@
+//! What an executor has ready for the ports: frames wait here until the batch ends, so that a port gets
+//! many with one call.
+
+use ::vport::{Capabilities, TxOutcome, TxRefusal};
+use frame::segment::Segments;
+use frame::{Frame, GsoKind, Offload, Pool, complete_checksum};
+
+use crate::drop_reason::DropReason;
+use crate::executor::Batch;
+use crate::packet::Packet;
+
+/// Frames to a port that make a batch of their own: beyond it the port gets them at once.
+const FULL: usize = 64;
+/// Bytes of an Ethernet header: what a truncation leaves at least.
+const ETHERNET: usize = 14;
+
+/// Frames by port number, in order.
+#[derive(Default)]
+pub struct TransmitQueues {
+    queues: Vec<Vec<Frame>>,
+    waiting: Vec<u32>,
+}
+
+impl TransmitQueues {
+    /// Queues a packet for `port`, as the port can take it: truncated, completed, segmented. The packet
+    /// counts as transmitted or dropped when the port has said so.
+    ///
+    /// # Errors
+    /// Gives the packet back, with the reason why it can't go there.
+    pub fn push(
+        &mut self,
+        batch: &Batch<'_>,
+        executor: usize,
+        pool: &mut Pool,
+        mut packet: Packet,
+        port: u32,
+    ) -> Result<(), (Packet, DropReason)> {
+        let Some(vport) = batch.ports.get(port) else {
+            return Err((packet, DropReason::OutputNoPort));
+        };
+        if packet.key.mac_proto == 0 {
+            return Err((packet, DropReason::OutputNotEthernet));
+        }
+        if packet.truncate != 0 {
+            truncate(&mut packet.frame, packet.truncate as usize);
+        }
+        let takes = vport.device.capabilities();
+        if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {
+            vport.counters.cell(executor).drop(DropReason::OutputTooLong, 1);
+            pool.put(packet.frame);
+            return Ok(());
+        }
+        match plan(&packet.frame, &takes) {
+            Plan::AsItIs => {}
+            Plan::Complete => {
+                if complete_checksum(&mut packet.frame).is_err() {
+                    return Err((packet, DropReason::Malformed));
+                }
+            }
+            Plan::Segment => {
+                let Ok(mut segments) = Segments::new(&packet.frame) else {
+                    return Err((packet, DropReason::Malformed));
+                };
+                let cell = batch.cell(packet.ingress, executor);
+                let mut made = 0;
+                while let Some(segment) = segments.next(pool) {
+                    made += 1;
+                    self.enqueue(port, segment);
+                }
+                if made == 0 {
+                    drop(segments);
+                    return Err((packet, DropReason::Malformed));
+                }
+                cell.copied.add(made - 1);
+                drop(segments);
+                pool.put(packet.frame);
+                self.flush_if_full(batch, executor, pool, port);
+                return Ok(());
+            }
+        }
+        self.enqueue(port, packet.frame);
+        self.flush_if_full(batch, executor, pool, port);
+        Ok(())
+    }
+
+    /// Gives every port what waits for it.
+    pub fn flush(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool) {
+        while let Some(port) = self.waiting.pop() {
+            self.flush_port(batch, executor, pool, port);
+        }
+    }
+
+    fn enqueue(&mut self, port: u32, frame: Frame) {
+        let index = port as usize;
+        if self.queues.len() <= index {
+            self.queues.resize_with(index + 1, Vec::new);
+        }
+        if let Some(queue) = self.queues.get_mut(index) {
+            if queue.is_empty() {
+                self.waiting.push(port);
+            }
+            queue.push(frame);
+        }
+    }
+
+    fn flush_if_full(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, port: u32) {
+        if self.queues.get(port as usize).is_some_and(|queue| queue.len() >= FULL) {
+            self.waiting.retain(|waiting| *waiting != port);
+            self.flush_port(batch, executor, pool, port);
+        }
+    }
+
+    fn flush_port(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, port: u32) {
+        let Some(queue) = self.queues.get_mut(port as usize) else {
+            return;
+        };
+        let Some(vport) = batch.ports.get(port) else {
+            // The set of ports is the same for the whole batch, so this can't be; still, no frame goes
+            // uncounted.
+            let cell = batch.datapath.counters.cell(executor);
+            cell.drop(DropReason::OutputNoPort, queue.len() as u64);
+            queue.clear();
+            return;
+        };
+        let mut outcome = TxOutcome::default();
+        vport.device.transmit(queue, pool, &mut outcome);
+        let cell = vport.counters.cell(executor);
+        cell.transmitted.add(outcome.packets);
+        cell.transmitted_bytes.add(outcome.bytes);
+        if outcome.refused_total() != 0 {
+            for why in TxRefusal::ALL {
+                cell.drop(reason(why), outcome.refused_for(why));
+            }
+        }
+    }
+}
+
+fn reason(why: TxRefusal) -> DropReason {
+    match why {
+        TxRefusal::Full => DropReason::OutputFull,
+        TxRefusal::TooLong => DropReason::OutputTooLong,
+        TxRefusal::Down => DropReason::OutputDown,
+        TxRefusal::Gone => DropReason::OutputGone,
+        TxRefusal::Error => DropReason::OutputError,
+    }
+}
+
+/// What has to be done to a frame before a port takes it.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    AsItIs,
+    Complete,
+    Segment,
+}
+
+fn plan(frame: &Frame, takes: &Capabilities) -> Plan {
+    let Offload { csum, gso, .. } = frame.offload;
+    if let Some(gso) = gso {
+        let taken = match gso.kind {
+            GsoKind::TcpV4 => takes.tso4,
+            GsoKind::TcpV6 => takes.tso6,
+            GsoKind::UdpL4 => takes.uso,
+            GsoKind::UdpFragments => takes.ufo,
+        };
+        let whole = taken && takes.csum && frame.len() <= takes.max_gso_frame as usize;
+        return if whole { Plan::AsItIs } else { Plan::Segment };
+    }
+    match csum {
+        // A CRC32c (SCTP's field is at 8) is none of the sums that virtio-net headers can ask for.
+        Some(partial) if !takes.csum || partial.offset == 8 => Plan::Complete,
+        _ => Plan::AsItIs,
+    }
+}
+
+/// Cuts a frame to `len` bytes. What was left to be done is done over what remains, or given up where
+/// its field is no more, as nobody could do it later.
+fn truncate(frame: &mut Frame, len: usize) {
+    if frame.len() <= len.max(ETHERNET) {
+        return;
+    }
+    frame.truncate(len.max(ETHERNET));
+    frame.offload.gso = None;
+    if frame.offload.csum.is_some() && complete_checksum(frame).is_err() {
+        frame.offload.csum = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frame::{Gso, PartialChecksum};
+
+    const TAKES: Capabilities = Capabilities {
+        csum: true,
+        tso4: true,
+        tso6: false,
+        uso: false,
+        ufo: false,
+        vlan: true,
+        max_frame: 1514,
+        max_gso_frame: 65_550,
+    };
+
+    fn frame(gso: Option<GsoKind>, offset: u16) -> Frame {
+        let mut frame = Frame::from_bytes(&[0; 100]);
+        frame.offload.csum = Some(PartialChecksum { start: 34, offset });
+        frame.offload.gso = gso.map(|kind| Gso { kind, ecn: false, size: 10, header_len: 54 });
+        frame
+    }
+
+    #[test]
+    fn what_the_port_takes_stays_whole() {
+        assert_eq!(plan(&frame(Some(GsoKind::TcpV4), 16), &TAKES), Plan::AsItIs);
+        assert_eq!(plan(&frame(None, 16), &TAKES), Plan::AsItIs);
+    }
+
+    #[test]
+    fn what_it_does_not_take_is_done_before() {
+        assert_eq!(plan(&frame(Some(GsoKind::TcpV6), 16), &TAKES), Plan::Segment);
+        assert_eq!(plan(&frame(None, 8), &TAKES), Plan::Complete);
+        let plain = Capabilities { csum: false, ..TAKES };
+        assert_eq!(plan(&frame(None, 16), &plain), Plan::Complete);
+        assert_eq!(plan(&frame(Some(GsoKind::TcpV4), 16), &plain), Plan::Segment);
+    }
+
+    #[test]
+    fn a_truncated_frame_keeps_its_ethernet_header_and_owes_nothing() {
+        let mut cut = frame(Some(GsoKind::TcpV4), 16);
+        truncate(&mut cut, 3);
+        assert_eq!(cut.len(), ETHERNET);
+        assert_eq!(cut.offload.gso, None);
+        assert_eq!(cut.offload.csum, None);
+    }
+}
