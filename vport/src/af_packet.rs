@@ -185,11 +185,7 @@ impl AfPacket {
             .map_err(fail("packet socket"))?;
         let send = Self::sender(options.qdisc_bypass).map_err(fail("packet socket"))?;
         let lro = LroOff::new(&name).map_err(fail("large receive offload"))?;
-        let hide = if options.hide {
-            Hide::new(captured.index, &name, &options.run_prefix)
-        } else {
-            Hide::Off
-        };
+        let hide = Hide::new(options.hide, captured.index, &name, &options.run_prefix);
         let (driver, face, guard, mut note) = match face {
             Some(face) => (face.driver, face.link, face.guard, face.note),
             None => (Driver::AfPacket, captured.clone(), None, None),

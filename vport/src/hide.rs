@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 
 use crate::nl::{self, Client, Message};
+use crate::open::HideChoice;
 use crate::sys::bpf;
 
 const BATCH_BEGIN: u16 = 0x10;
@@ -51,32 +52,33 @@ pub(crate) enum Hide {
     /// By a tcx link.
     Tcx { _link: OwnedFd },
     /// By an nftables chain; why not by a tcx link.
-    Nft { _table: NftTable, tcx: Errno },
+    Nft {
+        _table: NftTable,
+        tcx: Option<Errno>,
+    },
     /// Not wanted.
     Off,
     /// Not possible: why not by a tcx link, why not by nftables.
-    Failed { tcx: Errno, nft: Errno },
+    Failed { tcx: Option<Errno>, nft: Errno },
 }
 
 impl Hide {
     /// Hides what the device receives from now on, if that can be done.
-    pub(crate) fn new(ifindex: u32, name: &str, run_prefix: &str) -> Self {
-        let tcx = match bpf::drop_ingress(ifindex) {
-            Ok(link) => return Self::Tcx { _link: link },
-            Err(errno) => errno,
+    pub(crate) fn new(choice: HideChoice, ifindex: u32, name: &str, run_prefix: &str) -> Self {
+        let tcx = match choice {
+            HideChoice::Off => return Self::Off,
+            HideChoice::Nftables => None,
+            HideChoice::Auto => match bpf::drop_ingress(ifindex) {
+                Ok(link) => return Self::Tcx { _link: link },
+                Err(errno) => Some(errno),
+            },
         };
-        Self::by_nft(ifindex, name, run_prefix, tcx)
-    }
-
-    /// The same without trying tcx, which failed with `tcx`.
-    pub(crate) fn by_nft(ifindex: u32, name: &str, run_prefix: &str, tcx: Errno) -> Self {
         match NftTable::new(ifindex, name, run_prefix) {
             Ok(table) => Self::Nft { _table: table, tcx },
             Err(nft) => {
-                tracing::warn!(
-                    "{name}: the host's stack sees this port's packets too (tcx: {tcx}; nftables: {nft})"
-                );
-                Self::Failed { tcx, nft }
+                let failed = Self::Failed { tcx, nft };
+                tracing::warn!("{name}: {}", failed.describe());
+                failed
             }
         }
     }
@@ -85,13 +87,20 @@ impl Hide {
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Tcx { .. } => String::from("hidden by tcx"),
-            Self::Nft { tcx, .. } => format!("hidden by nftables (tcx: {tcx})"),
+            Self::Nft { tcx, .. } => format!("hidden by nftables (tcx: {})", why(*tcx)),
             Self::Off => String::from("not hidden from the host's stack (as asked)"),
             Self::Failed { tcx, nft } => {
-                format!("NOT hidden from the host's stack (tcx: {tcx}; nftables: {nft})")
+                format!(
+                    "NOT hidden from the host's stack (tcx: {}; nftables: {nft})",
+                    why(*tcx)
+                )
             }
         }
     }
+}
+
+fn why(tcx: Option<Errno>) -> String {
+    tcx.map_or_else(|| String::from("not wanted"), |errno| errno.to_string())
 }
 
 /// A table with one chain on one device, that drops everything.

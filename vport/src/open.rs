@@ -17,13 +17,25 @@ pub enum DriverChoice {
     AfXdp,
 }
 
+/// How to keep a device's packets from the host's own stack (see [`hide`](crate::hide)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HideChoice {
+    /// By a tcx link, else by nftables, else not at all; [`Port::mode`] says which.
+    #[default]
+    Auto,
+    /// By nftables, else not at all.
+    Nftables,
+    /// Not at all.
+    Off,
+}
+
 /// How to open an existing device.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// Which driver.
     pub driver: DriverChoice,
     /// Whether the host's stack shall no longer see what the device receives.
-    pub hide: bool,
+    pub hide: HideChoice,
     /// Send past the queueing discipline (and so past tc and tcpdump).
     pub qdisc_bypass: bool,
     /// How many receive queues; packets of one flow stay on one of them.
@@ -37,7 +49,7 @@ impl Default for AttachOptions {
     fn default() -> Self {
         Self {
             driver: DriverChoice::Auto,
-            hide: true,
+            hide: HideChoice::Auto,
             qdisc_bypass: false,
             queues: 1,
             run_prefix: String::from("dpd"),
