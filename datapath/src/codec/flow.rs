@@ -20,7 +20,10 @@ pub struct Ufid {
 impl Ufid {
     /// None for what is no legal identifier: nothing, or more than 16 bytes.
     pub fn new(bytes: &[u8]) -> Option<Self> {
-        let mut ufid = Self { bytes: [0; MAX_UFID_BYTES], len: u8::try_from(bytes.len()).ok()? };
+        let mut ufid = Self {
+            bytes: [0; MAX_UFID_BYTES],
+            len: u8::try_from(bytes.len()).ok()?,
+        };
         ufid.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
         (!bytes.is_empty()).then_some(ufid)
     }
@@ -34,7 +37,9 @@ impl Ufid {
 impl fmt::Debug for Ufid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ufid:")?;
-        self.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.as_bytes()
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -47,7 +52,10 @@ pub fn parse_ufid(attr: Option<Attr<'_>>) -> Result<Option<Ufid>, Errno> {
     }
     let ufid = Ufid::new(attr.payload);
     if ufid.is_none() {
-        tracing::warn!(bytes = attr.payload.len(), "ufid exceeds the range of 1 to 16 bytes, ignored");
+        tracing::warn!(
+            bytes = attr.payload.len(),
+            "ufid exceeds the range of 1 to 16 bytes, ignored"
+        );
     }
     Ok(ufid)
 }
@@ -87,7 +95,10 @@ mod tests {
     use super::*;
 
     fn ufid(len: usize) -> Result<Option<Ufid>, Errno> {
-        parse_ufid(Some(Attr { kind: 9, payload: &[0; 32][..len] }))
+        parse_ufid(Some(Attr {
+            kind: 9,
+            payload: &[0; 32][..len],
+        }))
     }
 
     #[test]

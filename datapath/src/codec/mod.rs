@@ -7,11 +7,11 @@
 //! Attributes are bounds-checked, nothing here panics on any bytes, and nothing is allocated that
 //! isn't in proportion to the message itself.
 //!
-//! - [`key`]: `OVS_KEY_ATTR_*`, as key, as mask, and as the metadata of an executed packet.
-//! - [`tunnel`]: `OVS_TUNNEL_KEY_ATTR_*`, in keys, set actions and upcalls.
-//! - [`nsh`]: `OVS_NSH_KEY_ATTR_*`.
-//! - [`action`]: `OVS_ACTION_ATTR_*`.
-//! - [`flow`]: what names a flow: UFIDs and their flags.
+//! - [`key`], `OVS_KEY_ATTR_*`, as key, as mask, and as the metadata of an executed packet.
+//! - [`tunnel`], `OVS_TUNNEL_KEY_ATTR_*`, in keys, set actions and upcalls.
+//! - [`nsh`], `OVS_NSH_KEY_ATTR_*`.
+//! - [`action`], `OVS_ACTION_ATTR_*`.
+//! - [`flow`], what names a flow: UFIDs and their flags.
 //!
 //! Source: uapi `linux/openvswitch.h`; where it leaves a choice, recordings of the module's answers.
 
