@@ -1,4 +1,6 @@
 //! Extraction against what the kernel module extracted from the same frames.
+// Helpers outside of the test functions may fail like those.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod oracle;
 
@@ -9,7 +11,10 @@ use oracle::{attribute, cases, hex, key_attributes, to_hex};
 
 fn metadata(recorded: &[u8]) -> Metadata {
     let in_port = attribute(recorded, 3).map(|port| u32::from_le_bytes(port.try_into().unwrap()));
-    Metadata { in_port: in_port.unwrap_or(flow::key::PORT_NONE), ..Metadata::default() }
+    Metadata {
+        in_port: in_port.unwrap_or(flow::key::PORT_NONE),
+        ..Metadata::default()
+    }
 }
 
 #[test]
@@ -37,7 +42,10 @@ fn keys_are_the_kernels() {
                     // Once more gives the same.
                     let (before, once) = (key, layers);
                     update(&mut frame, &mut key, &mut layers).unwrap();
-                    assert!(key == before && layers == once, "{name}: {key:?}, was {before:?}");
+                    assert!(
+                        key == before && layers == once,
+                        "{name}: {key:?}, was {before:?}"
+                    );
                 }
                 (None, Err(_)) => drops += 1,
                 (None, Ok(_)) if case.get("steps").is_some() => {} // Nothing was recorded.
@@ -47,8 +55,16 @@ fn keys_are_the_kernels() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {keys} wrong:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(keys > 350 && drops >= 5, "only {keys} keys and {drops} drops were recorded");
+    assert!(
+        wrong.is_empty(),
+        "{} of {keys} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    assert!(
+        keys > 350 && drops >= 5,
+        "only {keys} keys and {drops} drops were recorded"
+    );
 }
 
 #[test]

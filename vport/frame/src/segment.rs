@@ -76,8 +76,8 @@ pub struct Segments<'a> {
     index: usize,
     /// Packets in all.
     count: usize,
-    /// UDP fragments: the datagram's checksum, and IPv6's identification.
-    datagram: u16,
+    /// UDP fragments: the datagram's length and checksum, and IPv6's identification.
+    datagram: [u8; 4],
     ident: Option<u32>,
 }
 
@@ -141,11 +141,11 @@ impl<'a> Segments<'a> {
             done: 0,
             index: 0,
             count,
-            datagram: 0,
+            datagram: [0; 4],
             ident: None,
         };
         if gso.kind == GsoKind::UdpFragments {
-            segments.datagram = segments.datagram_checksum(transport);
+            segments.datagram = segments.length_and_checksum(transport);
         }
         Ok(segments)
     }
@@ -271,18 +271,20 @@ impl<'a> Segments<'a> {
         !self.layout.v6 && self.frame.offload.csum.is_none() && udp.get(6..8) == Some(&[0, 0])
     }
 
-    fn datagram_checksum(&self, udp: &[u8]) -> u16 {
-        if self.has_no_checksum(udp) {
-            return 0;
-        }
-        // Without the field itself.
-        let (Some(head), Some(data)) = (udp.get(..6), udp.get(8..)) else {
-            return 0;
+    fn length_and_checksum(&self, udp: &[u8]) -> [u8; 4] {
+        let length = udp.len();
+        let [l0, l1] = (length as u16).to_be_bytes();
+        let (Some(ports), Some(data)) = (udp.get(..4), udp.get(8..)) else {
+            return [0; 4];
         };
-        nonzero(!fold(add(
-            self.pseudo(udp.len()),
-            add(sum(head), sum(data)),
-        )))
+        let value = if self.has_no_checksum(udp) {
+            0
+        } else {
+            let header = add(sum(ports), length as u64);
+            nonzero(!fold(add(self.pseudo(length), add(header, sum(data)))))
+        };
+        let [c0, c1] = value.to_be_bytes();
+        [l0, l1, c0, c1]
     }
 
     fn finish_fragment(
@@ -293,8 +295,8 @@ impl<'a> Segments<'a> {
         fragment: bool,
     ) -> Option<()> {
         // The datagram's header may lie behind destination options, which are cut with the rest.
-        let field = self.layout.transport - self.headers + 6;
-        for (at, byte) in (field..).zip(self.datagram.to_be_bytes()) {
+        let fields = self.layout.transport - self.headers + 4;
+        for (at, byte) in (fields..).zip(self.datagram) {
             if let Some(at) = at.checked_sub(self.done).filter(|at| *at < len) {
                 *out.get_mut(start + at)? = byte;
             }
