@@ -27,6 +27,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use crate::fair::FairQueue;
 use crate::handler::Outgoing;
 use crate::hub::{Delivery, UpcallError};
+use crate::session::Peer;
 use crate::sys::{self, Credentials};
 use crate::transport;
 
@@ -199,6 +200,16 @@ impl Connection {
         self.groups.load(Ordering::Relaxed)
     }
 
+    /// What the protocol has to know of it, now.
+    pub(crate) fn peer(&self) -> Peer {
+        Peer {
+            port_id: self.port_id,
+            privileged: self.privileged,
+            options: self.options(),
+            groups: self.groups(),
+        }
+    }
+
     /// Returns whether that changed anything. Only its own prompt thread calls this.
     pub(crate) fn set_group(&self, index: usize, member: bool) -> bool {
         let bit = 1 << index;
@@ -272,32 +283,6 @@ impl Connection {
             }
         }
         self.enqueue(&mut outbox, datagram);
-        self.settle(&mut outbox);
-    }
-
-    /// Sends or queues the ack of a barrier, for which there is always room: one right behind
-    /// another takes its place.
-    pub(crate) fn send_barrier_ack(&self, cookie: u32) {
-        let datagram = transport::barrier_ack(cookie);
-        let mut outbox = self.lock();
-        if outbox.closed {
-            return;
-        }
-        if outbox.is_idle() {
-            match self.transmit(&mut outbox, std::iter::once(&datagram[..])) {
-                Ok(0) => {}
-                _ => return,
-            }
-        }
-        if outbox.ack_last
-            && let Some(last) = outbox.direct.back_mut()
-        {
-            *last = datagram.into();
-        } else {
-            outbox.direct_cost += datagram.len() + OVERHEAD;
-            outbox.direct.push_back(datagram.into());
-            outbox.ack_last = true;
-        }
         self.settle(&mut outbox);
     }
 
@@ -413,6 +398,12 @@ impl Connection {
         Some(count)
     }
 
+    /// Whether nothing waits here, so that more can be sent.
+    pub(crate) fn is_idle(&self) -> bool {
+        let outbox = self.lock();
+        !outbox.closed && outbox.is_idle()
+    }
+
     /// A dump has been sent to its end.
     pub(crate) fn dump_sent(&self) {
         self.lock().dump_unread = sys::unread(self.fd()).ok();
@@ -439,13 +430,22 @@ impl Connection {
 
     fn enqueue(&self, outbox: &mut Outbox, datagram: &[u8]) {
         let cost = datagram.len() + OVERHEAD;
-        if outbox.direct_cost + cost > self.limit {
+        // For the ack of a barrier there is always room: one right behind another takes its place.
+        let ack = transport::ack_cookie(datagram).is_some();
+        if ack
+            && outbox.ack_last
+            && let Some(last) = outbox.direct.back_mut()
+        {
+            *last = datagram.into();
+            return;
+        }
+        if !ack && outbox.direct_cost + cost > self.limit {
             self.lose(outbox, 1);
             return;
         }
         outbox.direct_cost += cost;
         outbox.direct.push_back(datagram.into());
-        outbox.ack_last = false;
+        outbox.ack_last = ack;
     }
 
     fn lose(&self, outbox: &mut Outbox, messages: u32) {

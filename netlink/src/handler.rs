@@ -79,6 +79,8 @@ pub const PART: usize = 32 * 1024 - 320;
 #[derive(Debug)]
 pub struct DumpPart<'b> {
     pub(crate) buffer: &'b mut Vec<u8>,
+    /// Where in it this part begins.
+    pub(crate) begin: usize,
     pub(crate) family: Family,
     pub(crate) seq: u32,
     pub(crate) port_id: u32,
@@ -110,7 +112,7 @@ impl DumpPart<'_> {
             self.buffer.truncate(start);
             return Err(errno);
         }
-        if start > 0 && self.buffer.len() > PART {
+        if start > self.begin && self.buffer.len() - self.begin > PART {
             self.buffer.truncate(start);
             return Ok(Fit::Full);
         }
@@ -120,7 +122,7 @@ impl DumpPart<'_> {
 
     /// Whether nothing has been written yet.
     pub fn is_empty(&self) -> bool {
-        self.buffer.is_empty()
+        self.buffer.len() == self.begin
     }
 }
 
@@ -145,6 +147,11 @@ impl Outgoing {
     pub(crate) fn clear(&mut self) {
         self.buffer.clear();
         self.ends.clear();
+    }
+
+    /// Takes back what isn't sealed.
+    pub(crate) fn rewind(&mut self) {
+        self.buffer.truncate(self.open());
     }
 
     /// Where the datagram that is being written begins.
@@ -237,8 +244,8 @@ impl Answer<'_> {
         dp_ifindex: i32,
         build: impl FnOnce(&mut Writer<'_>) -> Result<(), Errno>,
     ) -> Result<usize, Errno> {
+        self.out.rewind();
         let start = self.out.open();
-        self.out.buffer.truncate(start);
         let begun = message::begin(
             &mut self.out.buffer,
             self.family,

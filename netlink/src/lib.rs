@@ -3,6 +3,7 @@
 
 pub mod attr;
 mod connection;
+mod ctrl;
 pub mod errno;
 mod fair;
 pub mod family;
@@ -10,6 +11,9 @@ pub mod handler;
 pub mod hub;
 pub mod message;
 pub mod policy;
+mod quiet;
+pub mod server;
+mod session;
 mod sys;
 pub mod transport;
 
@@ -18,3 +22,5 @@ pub use family::{Family, Group};
 pub use handler::{Answer, Dump, DumpPart, Fit, Handler, Lane};
 pub use hub::Hub;
 pub use message::{Failure, Request};
+pub use server::{BindError, Config, Running, Server};
+pub use session::Loopback;

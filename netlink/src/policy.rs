@@ -136,9 +136,8 @@ pub(crate) const CTRL: [Rule; 2] = [rule(1, Form::U16), rule(2, IFNAME)];
 /// # Errors
 /// ERANGE or EINVAL, with offset and rule for the extended ack.
 pub fn check(rules: &'static [Rule], bytes: &[u8], offset: usize) -> Result<(), Failure> {
-    let mut attrs = Attrs::new(bytes);
     let mut at = offset;
-    while let Some(attr) = attrs.next() {
+    for attr in Attrs::new(bytes) {
         if let Some(rule) = rules.iter().find(|rule| rule.kind == attr.kind)
             && let Err((errno, message)) = rule.form.check(attr.payload)
         {
@@ -200,6 +199,11 @@ impl Form {
             Self::Nested if payload.is_empty() => Ok(()),
             Self::Nested => at_least(attr::HEADER),
         }
+    }
+
+    /// Whether a policy dump shows it.
+    pub(crate) const fn is_shown(self) -> bool {
+        !matches!(self, Self::Opaque { .. })
     }
 
     /// Writes the form as `NL_POLICY_TYPE_ATTR_*`. Nothing for an opaque one.

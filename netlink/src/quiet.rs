@@ -1,0 +1,30 @@
+//! Log lines that a client can cause: one a second each, with the number that was left out.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// One place that logs.
+#[derive(Debug, Default)]
+pub(crate) struct Quiet {
+    /// Second of the last line, from 1.
+    last: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Quiet {
+    /// Calls `line`, unless it was called less than a second ago.
+    pub(crate) fn say(&self, line: impl FnOnce()) {
+        static START: OnceLock<Instant> = OnceLock::new();
+        let now = START.get_or_init(Instant::now).elapsed().as_secs() + 1;
+        if self.last.swap(now, Ordering::Relaxed) == now {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let left_out = self.left_out.swap(0, Ordering::Relaxed);
+        if left_out > 0 {
+            tracing::info!("{left_out} lines like the next were left out");
+        }
+        line();
+    }
+}
