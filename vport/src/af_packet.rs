@@ -9,14 +9,14 @@
 //! - A kind of GSO that a virtio-net header can't say: [`RxErrors::unsayable`].
 //! - The socket's send buffer or the queueing discipline is full: [`TxRefusal::Full`].
 //! - A tag makes a full frame longer than the socket takes (802.1ad, or two tags): it is sent by
-//!   [`TaggedSender`](oversize::TaggedSender), whose socket checks no length; what that can't take
+//!   a transmit ring ([`oversize`]), whose socket checks no length; what that can't take
 //!   is [`TxRefusal::TooLong`].
 //!
 //! # Priority and mark
 //! Of each frame they could be given by control messages of sendmsg(2): SO_MARK (Linux 4.18?),
 //! SO_PRIORITY (Linux 6.14); not done yet.
 
-pub(crate) mod oversize;
+mod oversize;
 mod queue;
 
 use std::any::Any;
@@ -140,7 +140,7 @@ fn set_buffers(socket: &PacketSocket) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(crate) fn set_send_buffer(socket: &PacketSocket) -> Result<(), Errno> {
+fn set_send_buffer(socket: &PacketSocket) -> Result<(), Errno> {
     if sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER).is_err() {
         sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER)?;
     }
@@ -183,7 +183,11 @@ impl AfPacket {
             })
             .collect::<Result<Vec<_>, Errno>>()
             .map_err(fail("packet socket"))?;
-        let send = Self::sender(options.qdisc_bypass).map_err(fail("packet socket"))?;
+        let sender = || Self::sender(captured.index, options.qdisc_bypass);
+        let send = sender().map_err(fail("packet socket"))?;
+        let tagged = sender()
+            .and_then(oversize::TaggedSender::new)
+            .map_err(fail("packet socket"))?;
         let lro = LroOff::new(&name).map_err(fail("large receive offload"))?;
         let hide = Hide::new(options.hide, captured.index, &name, &options.run_prefix);
         let (driver, face, guard, mut note) = match face {
@@ -193,7 +197,7 @@ impl AfPacket {
         let mut shared = Shared {
             receive,
             send,
-            tagged: oversize::TaggedSender::new(captured.index, options.qdisc_bypass),
+            tagged,
             hide,
             lro,
             driver,
@@ -211,10 +215,6 @@ impl AfPacket {
             captured,
             _guard: guard,
         };
-        shared
-            .send
-            .bind(shared.captured.index, false)
-            .map_err(fail("bind"))?;
         if let Some(first) = shared.receive.first() {
             first
                 .add_promiscuous(shared.captured.index)
@@ -238,14 +238,15 @@ impl AfPacket {
         })
     }
 
-    /// A socket that only sends, not yet bound.
-    pub(crate) fn sender(qdisc_bypass: bool) -> Result<PacketSocket, Errno> {
+    /// A socket that only sends.
+    fn sender(ifindex: u32, qdisc_bypass: bool) -> Result<PacketSocket, Errno> {
         let socket = PacketSocket::new()?;
         socket.set_vnet_header()?;
         set_send_buffer(&socket)?;
         if qdisc_bypass {
             socket.set_qdisc_bypass()?;
         }
+        socket.bind(ifindex, false)?;
         Ok(socket)
     }
 

@@ -1,5 +1,7 @@
 //! Real traffic between namespaces through ports and nothing else. Needs root (or a user namespace).
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests
+
 mod common;
 
 use std::sync::atomic::Ordering::SeqCst;

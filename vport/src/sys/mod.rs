@@ -12,6 +12,7 @@ pub(crate) mod ethtool;
 pub(crate) mod mmsg;
 pub(crate) mod packet_socket;
 pub(crate) mod tun;
+pub(crate) mod tx_ring;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -1,5 +1,5 @@
 //! Namespaces that vanish with the test, and a forwarder of nothing but ports.
-#![allow(dead_code, missing_docs)] // each test program uses a part
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)] // each test program uses a part
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
