@@ -31,7 +31,7 @@ use crate::devices::Devices;
 use crate::executor::Executor;
 use crate::table_ref::TableCell;
 use crate::upcall::Upcaller;
-use crate::vport::{Vport, VportSet, VportType};
+use crate::vport::{Vport, VportType};
 use crate::worker::Workers;
 
 /// How the daemon was asked to run.
@@ -159,6 +159,15 @@ impl Daemon {
             force_veth: self.options.force_veth,
             run_prefix: self.options.run_prefix.clone(),
             ..InternalOptions::default()
+        }
+    }
+
+    /// Deletes all datapaths, as unloading the module would.
+    pub fn remove_all(&self) {
+        let handle = self.reclaimer.register();
+        let configuration = self.configure();
+        for datapath in self.datapaths().iter() {
+            configuration.remove_datapath(&handle, datapath);
         }
     }
 
@@ -293,8 +302,10 @@ impl Configuration<'_> {
         name: &str,
         ifindex: Option<u32>,
     ) -> Result<Box<dyn ::vport::Port>, Errno> {
-        let options = InternalOptions { ifindex, ..self.daemon.internal_options() };
-        ::vport::create_internal(name, &options).map_err(|error| {
+        if ifindex.is_some() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        ::vport::create_internal(name, &self.daemon.internal_options()).map_err(|error| {
             tracing::info!("internal port {name}: {error}");
             Errno(error.errno())
         })

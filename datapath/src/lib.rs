@@ -17,7 +17,7 @@ pub mod devices;
 pub mod drop_reason;
 pub mod executor;
 pub mod families;
-mod mailbox;
+pub mod mailbox;
 pub mod packet;
 pub mod status;
 mod table_ref;

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Exec { run_dir, program } => {
-            return exec::exec(&run_dir.run_dir, &program);
+            exec::exec(&run_dir.run_dir, &program).map(|never| match never {})
         }
         Command::Status { run_dir, json } => status::status(&run_dir.run_dir, json),
         Command::Purge { run_dir } => purge::purge(&run_dir.run_dir),

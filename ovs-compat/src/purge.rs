@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use netlink::server::Lock;
+use netlink::server::{BindError, Config, LOCK_NAME, Server};
 
 use crate::rundir::RunDir;
 
@@ -14,14 +14,14 @@ pub fn purge(path: &Path) -> Result<()> {
         println!("nothing to remove: there is no {}", path.display());
         return Ok(());
     }
-    let Some(_lock) = Lock::try_take(path)
-        .with_context(|| format!("can't lock the run directory {}", path.display()))?
-    else {
-        bail!(
-            "a daemon{} is alive on {}: stop it first (SIGTERM), it removes all it made",
-            run_dir.pid().map(|pid| format!(" (process {pid})")).unwrap_or_default(),
-            path.display()
-        );
+    let dead = run_dir.pid_file().exists() || run_dir.status_socket().exists();
+    // Whoever holds the directory is the only one there; it goes with `server`.
+    let server = match Server::bind(Config::new(path)) {
+        Ok(server) => server,
+        Err(error @ BindError::Occupied { .. }) => {
+            bail!("{error}: stop it (SIGTERM), it removes all that it made")
+        }
+        Err(error) => return Err(error).context("can't take the run directory over"),
     };
     let mut removed = 0;
     for what in vport::cleanup(&run_dir.prefix())
@@ -31,21 +31,26 @@ pub fn purge(path: &Path) -> Result<()> {
         println!("removed {what}");
         removed += 1;
     }
-    for file in ["ovs-dpd.sock", "status.sock", "ovs-dpd.pid", "ovs-dpd.lock"] {
-        let file = path.join(file);
-        match std::fs::remove_file(&file) {
-            Ok(()) => {
-                println!("removed {}", file.display());
-                removed += 1;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't remove {}", file.display()));
-            }
+    for file in [run_dir.status_socket(), run_dir.pid_file()] {
+        if remove(&file)? {
+            println!("removed {}", file.display());
+            removed += 1;
         }
     }
-    if removed == 0 {
+    for name in [netlink::transport::SOCKET_NAME, LOCK_NAME] {
+        remove(&path.join(name))?;
+    }
+    drop(server);
+    if removed == 0 && !dead {
         println!("nothing to remove on {}", path.display());
     }
     Ok(())
+}
+
+fn remove(file: &Path) -> Result<bool> {
+    match std::fs::remove_file(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("can't remove {}", file.display())),
+    }
 }

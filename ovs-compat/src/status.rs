@@ -128,10 +128,10 @@ fn drops(packets: &PacketCounts) -> String {
 fn table(terminal: bool, header: &[&str]) -> Table {
     let mut table = Table::new();
     if terminal {
-        table.load_preset(presets::UTF8_FULL_CONDENSED);
+        table.load_style(presets::UTF8_FULL_CONDENSED);
         table.set_content_arrangement(ContentArrangement::Dynamic);
     } else {
-        table.load_preset(presets::NOTHING);
+        table.load_style(presets::NOTHING);
     }
     table.set_header(header.to_vec());
     table

@@ -2,46 +2,10 @@
 //!
 //! Source: uapi `linux/openvswitch.h`, `OVS_FLOW_ATTR_UFID` and `OVS_UFID_F_*`.
 
-use std::fmt;
-
 use netlink::Errno;
 use netlink::attr::Attr;
 
-/// Longest identifier, in bytes.
-pub const MAX_UFID_BYTES: usize = 16;
-
-/// A unique flow identifier: 1 to 16 bytes. Identifiers of different length are different.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ufid {
-    bytes: [u8; MAX_UFID_BYTES],
-    len: u8,
-}
-
-impl Ufid {
-    /// None for what is no legal identifier: nothing, or more than 16 bytes.
-    pub fn new(bytes: &[u8]) -> Option<Self> {
-        let mut ufid = Self {
-            bytes: [0; MAX_UFID_BYTES],
-            len: u8::try_from(bytes.len()).ok()?,
-        };
-        ufid.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        (!bytes.is_empty()).then_some(ufid)
-    }
-
-    /// The identifier, as it was sent.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for Ufid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ufid:")?;
-        self.as_bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
+pub use ::flow::flow::Ufid;
 
 /// Reads `OVS_FLOW_ATTR_UFID`. An identifier that is too long is ignored, with a warning in the log:
 /// the request then goes by its key, as in the module. ERANGE for an empty one.
