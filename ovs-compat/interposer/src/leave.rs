@@ -19,20 +19,35 @@ pub fn to_kernel(fd: c_int, slot: &Slot) -> Outcome {
 /// The connection has ended, in a receive or in a send. What the caller waits for will never
 /// come: not EAGAIN (read as success), not ENOBUFS (read as "send it again"). Said once; then the
 /// descriptor is a real one, where nothing comes and the daemon's families are unknown.
-pub fn lost(fd: c_int, slot: &Slot) -> Outcome {
+///
+/// `before` is the state that the caller saw at its start: an undecided descriptor may have ended
+/// because another thread has just moved it.
+pub fn lost(fd: c_int, slot: &Slot, before: State) -> Outcome {
     if slot.state() == State::Leaving {
-        return wait_until_moved(fd, slot);
+        return wait_until_moved(fd, slot, before);
+    }
+    if !table::names(fd, slot) {
+        return moved(before);
     }
     // If no real socket can be had (EMFILE), the next call on this one ends here again.
     let _ = leave(fd, slot);
     Outcome::Fail(libc::ECONNRESET)
 }
 
+/// Only undecided descriptors go to the kernel while the daemon lives.
+fn moved(before: State) -> Outcome {
+    if before == State::Ours {
+        Outcome::Fail(libc::ECONNRESET)
+    } else {
+        Outcome::Moved
+    }
+}
+
 /// Another thread is moving the descriptor.
-pub fn wait_until_moved(fd: c_int, slot: &Slot) -> Outcome {
+pub fn wait_until_moved(fd: c_int, slot: &Slot, before: State) -> Outcome {
     for _ in 0..200 {
         if !table::names(fd, slot) {
-            return Outcome::Moved;
+            return moved(before);
         }
         sys::pause(1);
     }

@@ -34,6 +34,7 @@ pub fn datagram(
     let room = vectors
         .iter()
         .fold(0usize, |sum, vector| sum.saturating_add(vector.iov_len));
+    let before = slot.state();
     let mut looks = 0u32;
     loop {
         let pending = slot.pending.swap(0, core::sync::atomic::Ordering::AcqRel);
@@ -65,7 +66,7 @@ pub fn datagram(
                     return Outcome::Fail(libc::ENOBUFS);
                 }
             }
-            Ok(Met::End) | Err(libc::ECONNRESET) => return leave::lost(fd, slot),
+            Ok(Met::End) | Err(libc::ECONNRESET) => return leave::lost(fd, slot, before),
             Ok(Met::Data(length)) if !peeked => {
                 let kept = if flags & libc::MSG_TRUNC != 0 {
                     length
@@ -77,7 +78,7 @@ pub fn datagram(
             Ok(Met::Data(_)) => {
                 // Another thread may have been faster: then there is nothing, and we look again.
                 match take(fd, vectors, flags | libc::MSG_DONTWAIT, message_flags) {
-                    Ok(Met::End) => return leave::lost(fd, slot),
+                    Ok(Met::End) => return leave::lost(fd, slot, before),
                     Ok(Met::Data(length)) => {
                         let kept = if flags & libc::MSG_TRUNC != 0 {
                             length
@@ -105,7 +106,7 @@ pub fn datagram(
             Err(error) => return Outcome::Fail(error),
         }
         if slot.state() == State::Leaving {
-            return leave::wait_until_moved(fd, slot);
+            return leave::wait_until_moved(fd, slot, before);
         }
     }
 }

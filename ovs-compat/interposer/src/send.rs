@@ -59,7 +59,7 @@ pub fn datagram(fd: c_int, slot: &Slot, vectors: &[libc::iovec], flags: c_int) -
 pub fn failed(fd: c_int, slot: &Slot, error: Errno) -> Outcome {
     match error {
         libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED => {
-            leave::lost(fd, slot)
+            leave::lost(fd, slot, slot.state())
         }
         _ => Outcome::Fail(error),
     }
