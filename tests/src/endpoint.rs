@@ -90,21 +90,6 @@ impl Endpoint {
         Ok(())
     }
 
-    /// A VLAN device `eth0.TAG` with an address.
-    ///
-    /// # Errors
-    /// Those of `ip`.
-    pub fn vlan(&self, tag: u16, address: &str) -> Result<()> {
-        let name = format!("{DEVICE}.{tag}");
-        let id = tag.to_string();
-        self.namespace.ip([
-            "link", "add", "link", DEVICE, "name", &name, "type", "vlan", "id", &id,
-        ])?;
-        self.namespace.ip(["link", "set", &name, "up"])?;
-        self.namespace.ip(["addr", "add", address, "dev", &name])?;
-        Ok(())
-    }
-
     /// A permanent neighbour, so that traffic needs no ARP.
     ///
     /// # Errors

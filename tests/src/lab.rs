@@ -73,11 +73,27 @@ pub fn test_ovs_dpd(work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
 /// # Errors
 /// As [`test`].
 pub fn test_over(switch: Switch, work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    run(|| Lab::new(switch), work)
+}
+
+/// Runs a test over ovs-dpd alone, without ovs-vswitchd: the datapath belongs to the test.
+///
+/// # Errors
+/// As [`test`].
+pub fn test_bare(work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    if Switch::under_test() != Switch::OvsDpd {
+        eprintln!("skipped: not about datapath_type=netdev");
+        return Ok(());
+    }
+    run(|| Lab::bare(Switch::OvsDpd), work)
+}
+
+fn run(make: impl FnOnce() -> Result<Lab>, work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     if requirement::skip() {
         eprintln!("skipped: OVS_DPD_TESTS_SKIP_SYSTEM=1");
         return Ok(());
     }
-    let lab = Lab::new(switch)?;
+    let lab = make()?;
     match work(&lab) {
         Ok(()) => lab.finish(),
         Err(error) => {
@@ -323,6 +339,14 @@ impl Lab {
         self.ovs.ofctl(&self.host, words)
     }
 
+    /// `ovs-ofctl` that runs beside the test, its output in a file.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn spawn_ofctl(&self, words: impl Words, output: &Path) -> Result<Process> {
+        self.ovs.spawn_ofctl(&self.host, words, output)
+    }
+
     /// `ovs-appctl` to ovs-vswitchd.
     ///
     /// # Errors
@@ -458,7 +482,28 @@ impl Lab {
     /// # Errors
     /// Those of ovs-vsctl, and the interface's own error.
     pub fn port(&self, bridge: &str, endpoint: &Endpoint, columns: &str) -> Result<()> {
-        let name = endpoint.port();
+        self.device(bridge, endpoint.port(), columns)
+    }
+
+    /// A cable between two bridges: a veth pair, both of whose ends, `t-NAME0` and `t-NAME1`, are
+    /// in the switch's namespace. Not on a bridge yet.
+    ///
+    /// # Errors
+    /// Those of `ip`.
+    pub fn cable(&self, name: &str) -> Result<(String, String)> {
+        let ends = (format!("t-{name}0"), format!("t-{name}1"));
+        self.host.ip([
+            "link", "add", &ends.0, "up", "type", "veth", "peer", "name", &ends.1,
+        ])?;
+        self.host.ip(["link", "set", &ends.1, "up"])?;
+        Ok(ends)
+    }
+
+    /// Puts a device of the switch's namespace on a bridge.
+    ///
+    /// # Errors
+    /// As [`Lab::port`].
+    pub fn device(&self, bridge: &str, name: &str, columns: &str) -> Result<()> {
         self.vsctl(format!("add-port {bridge} {name} {columns}"))?;
         self.port_works(name)
     }

@@ -15,8 +15,10 @@
 //! - [`sandbox`]: the same test once more, as a user without privileges.
 //! - [`requirement`]: what the machine must have; never skipped silently.
 //! - [`traffic`]: ping, iperf3, TCP, UDP, raw frames, collectors.
+//! - [`corpus`]: recorded answers of the kernel module, to be replayed.
 //! - [`wait`]: polls with a deadline, instead of sleeps.
 
+pub mod corpus;
 pub mod daemon;
 pub mod endpoint;
 pub mod lab;

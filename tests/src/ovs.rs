@@ -141,6 +141,23 @@ impl Ovs {
         self.run(host.command(all), process::LIMIT)?.ok()
     }
 
+    /// `ovs-ofctl` that runs beside the test, such as its `monitor`.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn spawn_ofctl(
+        &self,
+        host: &Namespace,
+        words: impl Words,
+        output: &Path,
+    ) -> Result<Process> {
+        let mut all = vec!["ovs-ofctl".to_owned()];
+        all.extend(words.words());
+        let mut command = host.command(all);
+        self.environment(&mut command);
+        Process::spawn(command, output)
+    }
+
     /// `ovs-appctl` to ovs-vswitchd.
     ///
     /// # Errors

@@ -16,8 +16,22 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// # Errors
 /// No connection, silence for 15 s, or a byte that differs.
 pub fn echo(from: &Namespace, to: &Namespace, address: SocketAddr, length: usize) -> Result<()> {
+    echo_at(from, to, address, address, length)
+}
+
+/// As [`echo`], with the server at another address than the one that the client connects to.
+///
+/// # Errors
+/// As [`echo`].
+pub fn echo_at(
+    from: &Namespace,
+    to: &Namespace,
+    connect: SocketAddr,
+    listen: SocketAddr,
+    length: usize,
+) -> Result<()> {
     let listener = to
-        .inside(|| TcpListener::bind(address))?
+        .inside(|| TcpListener::bind(listen))?
         .context("echo server")?;
     std::thread::scope(|scope| {
         let server = scope.spawn(move || -> Result<()> {
@@ -35,10 +49,10 @@ pub fn echo(from: &Namespace, to: &Namespace, address: SocketAddr, length: usize
                     .context("echo server writing")?;
             }
         });
-        let client = client(from, address, length);
+        let client = client(from, connect, length);
         if client.is_err() {
             // The server may still wait in accept(): a connection from its own side ends that.
-            let _ = to.inside(|| TcpStream::connect_timeout(&address, SILENCE));
+            let _ = to.inside(|| TcpStream::connect_timeout(&listen, SILENCE));
         }
         let served = server
             .join()
