@@ -308,7 +308,9 @@ impl Connection {
             ];
             self.before_send(&mut outbox);
             let result = self.send_parts(&parts);
-            self.after_send(&mut outbox);
+            if result.is_ok() {
+                self.after_send(&mut outbox, Some(parts.iter().map(|part| part.len()).sum()));
+            }
             match result {
                 Ok(()) => return Ok(Delivery { displaced: 0 }),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -406,7 +408,8 @@ impl Connection {
 
     /// A dump has been sent to its end.
     pub(crate) fn dump_sent(&self) {
-        self.lock().dump_unread = sys::unread(self.fd()).ok();
+        let mut outbox = self.lock();
+        outbox.dump_unread = sys::unread(self.fd()).ok().filter(|unread| *unread > 0);
     }
 
     /// Whether a dump was sent and the peer has read nothing since.
@@ -482,9 +485,18 @@ impl Connection {
         }
     }
 
-    fn after_send(&self, outbox: &mut Outbox) {
-        if outbox.dump_unread.is_some() {
-            outbox.dump_unread = sys::unread(self.fd()).ok();
+    /// A datagram of so many bytes has been sent; None: several, or none.
+    ///
+    /// The peer may have read meanwhile. What it hasn't read costs more than its bytes, and the
+    /// least that a datagram costs is about what a short one does: so if it read one, less is
+    /// unread than before with the new one's bytes. Mistaking an unread dump for a read one does no
+    /// harm; the other way round a client would get an EBUSY that it hasn't earned.
+    fn after_send(&self, outbox: &mut Outbox, sent: Option<usize>) {
+        if let Some(then) = outbox.dump_unread {
+            outbox.dump_unread = sent.and_then(|bytes| {
+                let least = then.saturating_add(u32::try_from(bytes).ok()?);
+                sys::unread(self.fd()).ok().filter(|now| *now >= least)
+            });
         }
     }
 
@@ -496,7 +508,12 @@ impl Connection {
     ) -> Result<usize, ()> {
         self.before_send(outbox);
         let result = sys::send_batch(self.fd(), datagrams.clone());
-        self.after_send(outbox);
+        if outbox.dump_unread.is_some()
+            && let Ok(count) = &result
+        {
+            let first = datagrams.clone().next().filter(|_| *count == 1);
+            self.after_send(outbox, first.map(<[u8]>::len));
+        }
         match result {
             Ok(count) => Ok(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),

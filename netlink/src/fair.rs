@@ -66,16 +66,33 @@ impl FairQueue {
     /// Queues `message` behind those of its `source`. Ok: how many of other sources made room.
     pub(crate) fn push(&mut self, source: u32, message: Box<[u8]>) -> Result<u32, Full> {
         let cost = message.len() + OVERHEAD;
+        let need = (self.cost + cost).saturating_sub(self.limit);
+        let own = self.sources.get(&source).map_or(0, |source| source.cost) + cost;
+        // Others give only what they hold beyond what this source will. All or nothing: so that
+        // nobody loses for a message that is refused in the end.
+        let mut spare = 0;
+        for (held, id) in self
+            .by_cost
+            .iter()
+            .rev()
+            .take_while(|(held, _)| *held > own)
+        {
+            if spare >= need {
+                break;
+            }
+            if *id != source {
+                spare += held - own;
+            }
+        }
+        if spare < need {
+            return Err(Full);
+        }
         let mut displaced = 0;
         while self.cost + cost > self.limit {
-            let own = self.sources.get(&source).map_or(0, |source| source.cost);
-            let Some(&(most, fullest)) = self.by_cost.last() else {
+            // There is one: `spare` was theirs.
+            let Some(&(_, fullest)) = self.by_cost.last() else {
                 return Err(Full);
             };
-            // Equal costs: who is there stays.
-            if fullest == source || own + cost > most {
-                return Err(Full);
-            }
             self.drop_newest(fullest);
             displaced += 1;
         }
