@@ -187,7 +187,10 @@ hook! {
     /// `getsockname(2)`.
     fn getsockname(fd: c_int, address: *mut libc::sockaddr, length: *mut libc::socklen_t) -> c_int,
     // SAFETY: the caller's contract.
-    |slot| unsafe { tell(address, length, names::port_id(slot)) }
+    |slot| unsafe {
+        slot.told.store(true, Release);
+        tell(address, length, names::port_id(slot))
+    }
 }
 
 hook! {

@@ -132,14 +132,16 @@ fn replay(fd: c_int, slot: &Slot, real: c_int) {
     for number in (0..32).filter(|number| options & (1 << number) != 0) {
         let _ = sys::setsockopt(real, libc::SOL_NETLINK, number, 1i32);
     }
-    // The port id that getsockname has told; else that which the kernel likes.
-    let told = match slot.bound.load(Relaxed) {
-        0 => slot.port_id.load(Relaxed),
-        bound => bound,
-    };
-    for port_id in [told, 0] {
-        if bind(real, port_id).is_ok() {
-            break;
+    // The port id that the caller knows; else that which the kernel likes, at the first send.
+    if slot.told.load(Acquire) {
+        let told = match slot.bound.load(Relaxed) {
+            0 => slot.port_id.load(Relaxed),
+            bound => bound,
+        };
+        for port_id in [told, 0] {
+            if bind(real, port_id, 0).is_ok() {
+                break;
+            }
         }
     }
     if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
@@ -149,10 +151,12 @@ fn replay(fd: c_int, slot: &Slot, real: c_int) {
     }
 }
 
-fn bind(fd: c_int, port_id: u32) -> Result<isize, Errno> {
+/// `bind(2)` of a real netlink socket.
+pub fn bind(fd: c_int, port_id: u32, groups: u32) -> Result<isize, Errno> {
     // SAFETY: a structure of integers, for which zeros are a value.
     let mut address: libc::sockaddr_nl = unsafe { core::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
     address.nl_pid = port_id;
+    address.nl_groups = groups;
     sys::bind(fd, &address, size_of::<libc::sockaddr_nl>())
 }

@@ -2,7 +2,7 @@
 //! sender's address of a receive.
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::Outcome;
 use crate::leave;
@@ -61,9 +61,22 @@ pub unsafe fn bind(
     }
     // The 32 groups that a bind can name are the kernel's: the daemon's have higher numbers.
     if address.nl_groups != 0 {
-        return match slot.state() {
-            State::Undecided => leave::to_kernel(fd, slot),
-            _ => Outcome::Fail(libc::EINVAL),
+        if slot.state() != State::Undecided {
+            return Outcome::Fail(libc::EINVAL);
+        }
+        // Read first: the slot goes with the move, which binds to a port id that is known.
+        let told = slot.told.load(Acquire);
+        let port_id = if told && address.nl_pid == 0 {
+            port_id(slot)
+        } else {
+            address.nl_pid
+        };
+        return match leave::to_kernel(fd, slot) {
+            Outcome::Moved => match leave::bind(fd, port_id, address.nl_groups) {
+                Ok(_) => Outcome::Done(0),
+                Err(error) => Outcome::Fail(error),
+            },
+            other => other,
         };
     }
     if address.nl_pid != 0 {
@@ -74,6 +87,7 @@ pub unsafe fn bind(
             return Outcome::Fail(libc::EINVAL);
         }
     }
+    slot.told.store(true, Release);
     Outcome::Done(0)
 }
 

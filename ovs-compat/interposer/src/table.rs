@@ -17,7 +17,7 @@
 
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{
-    AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -107,6 +107,8 @@ pub struct Slot {
     pub groups: AtomicU64,
     /// `nl_pid` that the caller bound itself to; 0 for none.
     pub bound: AtomicU32,
+    /// Whether the caller knows its port id: by `bind` or `getsockname`.
+    pub told: AtomicBool,
     pub watches: [Watch; 2],
 }
 
@@ -125,6 +127,7 @@ impl Slot {
             options: AtomicU32::new(0),
             groups: AtomicU64::new(0),
             bound: AtomicU32::new(0),
+            told: AtomicBool::new(false),
             watches: [Watch::new(), Watch::new()],
         }
     }
@@ -297,6 +300,7 @@ fn claim(socket: u64, name: connect::Name) -> Option<u16> {
     slot.options.store(0, Relaxed);
     slot.groups.store(0, Relaxed);
     slot.bound.store(0, Relaxed);
+    slot.told.store(false, Relaxed);
     for watch in &slot.watches {
         watch.epoll.store(-1, Relaxed);
     }

@@ -4,6 +4,7 @@
 //! same test of the same binary, run again in a child process with `LD_PRELOAD` set.
 
 #![allow(dead_code)] // each test program uses its part
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // these are tests
 
 pub mod client;
 
