@@ -6,7 +6,8 @@ use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::super::tunnel;
-use super::attributes::{Attributes, Form, kind};
+use super::attributes::{Attributes, Form, Set, kind};
+use super::prerequisites::eth_type;
 
 /// All of `OVS_CS_F_*` that exist.
 pub const CT_STATE_BITS: u32 = 0xff;
@@ -24,7 +25,7 @@ pub struct Tuple<const N: usize> {
 }
 
 impl<const N: usize> Tuple<N> {
-    fn store(&self, key: &mut Key) {
+    fn store_addresses(&self, key: &mut Key) {
         key.ct_orig_src
             .iter_mut()
             .zip(self.src)
@@ -33,6 +34,10 @@ impl<const N: usize> Tuple<N> {
             .iter_mut()
             .zip(self.dst)
             .for_each(|(to, from)| *to = from);
+    }
+
+    fn store(&self, key: &mut Key) {
+        self.store_addresses(key);
         key.ct_orig_tp_src = self.tp_src;
         key.ct_orig_tp_dst = self.tp_dst;
         key.ct_orig_proto = self.proto;
@@ -140,6 +145,34 @@ pub fn parse_eth_type(out: &mut Key, attrs: &mut Attributes<'_>, form: Form) -> 
         out.eth_type = if form == Form::Mask { 0xffff } else { eth_type }.into();
     }
     Ok(())
+}
+
+/// The original tuple's addresses belong to the packet's family: those of the other are forgotten. To
+/// be called when the type is known.
+pub fn settle_original_tuple(out: &mut Key, attrs: &Attributes<'_>, present: Set) {
+    let original = |kind| {
+        attrs
+            .last(kind)
+            .filter(|_| present.has(kind))
+            .map(|attr| attr.payload)
+    };
+    out.ct_orig_src = [0; 16];
+    out.ct_orig_dst = [0; 16];
+    match out.eth_type.get() {
+        eth_type::IPV4 => {
+            let tuple = original(kind::CT_ORIG_TUPLE_IPV4).map(Tuple::<4>::read_from_bytes);
+            if let Some(Ok(tuple)) = tuple {
+                tuple.store_addresses(out);
+            }
+        }
+        eth_type::IPV6 => {
+            let tuple = original(kind::CT_ORIG_TUPLE_IPV6).map(Tuple::<16>::read_from_bytes);
+            if let Some(Ok(tuple)) = tuple {
+                tuple.store_addresses(out);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Nothing of conntrack in it?

@@ -84,6 +84,7 @@ fn read_key<'a>(
     let present = attrs.present;
     metadata::parse(&mut key, &TunnelKey::new_zeroed(), attrs, Form::Key)?;
     headers::parse(&mut key, attrs, Form::Key)?;
+    metadata::settle_original_tuple(&mut key, attrs, present);
     if limits.conntrack || metadata::is_untracked(&key) {
         Ok((key, present))
     } else {
