@@ -13,6 +13,7 @@
 //! Source: uapi `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
@@ -45,6 +46,9 @@ const POLICY_DROP: u32 = 0;
 /// In front of whatever else is there.
 const PRIORITY: i32 = -10_000;
 const PREFIX: &str = "ovs_dpd_";
+
+/// Makes this process's tables differ.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Undone when dropped.
 #[derive(Debug)]
@@ -153,16 +157,22 @@ fn delete_table(client: &mut Client, name: &str) -> Result<(), Errno> {
 
 impl NftTable {
     fn new(ifindex: u32, device: &str, run_prefix: &str) -> Result<Self, Errno> {
-        let name = format!("{PREFIX}{}_{ifindex}", sanitized(run_prefix));
         let mut client = client()?;
-        match Self::create(&mut client, &name, device, TABLE_F_OWNER) {
-            // A kernel that doesn't know the flag.
-            Err(Errno::OPNOTSUPP | Errno::INVAL) => {
-                Self::create(&mut client, &name, device, 0)?;
+        let mut owner = TABLE_F_OWNER;
+        for _ in 0..64 {
+            // The same device may be a port again before the queues of the last one are closed.
+            let number = NUMBER.fetch_add(1, Relaxed);
+            let name = format!("{PREFIX}{}_{ifindex}_{number}", sanitized(run_prefix));
+            match Self::create(&mut client, &name, device, owner) {
+                Ok(()) => return Ok(Self { client, name }),
+                // Left behind by a dead daemon.
+                Err(Errno::EXIST) => {}
+                // A kernel that doesn't know the flag.
+                Err(Errno::OPNOTSUPP | Errno::INVAL) if owner != 0 => owner = 0,
+                Err(errno) => return Err(errno),
             }
-            result => result?,
         }
-        Ok(Self { client, name })
+        Err(Errno::EXIST)
     }
 
     fn create(client: &mut Client, name: &str, device: &str, flags: u32) -> Result<(), Errno> {
@@ -197,6 +207,14 @@ impl Drop for NftTable {
     }
 }
 
+/// Whether this is what follows the prefix in a table's name: ifindex, `_`, number. (A longer one
+/// belongs to a prefix that begins as ours does.)
+fn is_numbering(rest: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    rest.split_once('_')
+        .is_some_and(|(index, number)| digits(index) && digits(number))
+}
+
 /// Deletes the tables that a killed daemon of this prefix left behind; gives their names. Those that
 /// a living process owns aren't touched.
 pub(crate) fn cleanup(run_prefix: &str) -> Result<Vec<String>, Errno> {
@@ -221,9 +239,7 @@ pub(crate) fn cleanup(run_prefix: &str) -> Result<Vec<String>, Errno> {
                 _ => {}
             }
         }
-        let ours = name
-            .strip_prefix(&prefix)
-            .is_some_and(|index| !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit()));
+        let ours = name.strip_prefix(&prefix).is_some_and(is_numbering);
         if ours && !owned {
             names.push(name);
         }
@@ -245,5 +261,13 @@ mod tests {
     #[test]
     fn a_prefix_holds_only_what_a_name_may() {
         assert_eq!(sanitized("/run/ovs-dpd x_1"), "runovsdpdx_1");
+    }
+
+    #[test]
+    fn tables_of_a_longer_prefix_are_not_ours() {
+        assert!(is_numbering("5_0"));
+        for other in ["5", "5_", "_0", "5_0_1", "a_5_0", "5_0a"] {
+            assert!(!is_numbering(other), "{other}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use crate::af_packet::{AfPacket, Face};
 use crate::error::Error;
+use crate::link::change::Deleter;
 use crate::link::{self, Veth};
 use crate::open::AttachOptions;
 use crate::port::{Driver, Port};
@@ -66,12 +67,12 @@ fn alias(run_prefix: &str) -> String {
 
 /// Deletes the pair, wherever its other end has gone.
 struct Pair {
-    hidden: u32,
+    hidden: Deleter,
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        match link::delete(self.hidden) {
+        match self.hidden.delete() {
             Err(error) if !error.is_gone() => tracing::warn!("{error}"),
             _ => {}
         }
@@ -107,7 +108,7 @@ fn create_pair(name: &str, options: &InternalOptions, why: String) -> Result<AfP
     }
     let hidden = link::by_name(&hidden_name)?;
     let pair = Pair {
-        hidden: hidden.index,
+        hidden: Deleter::new(hidden.index)?,
     };
     link::set_alias(hidden.index, &alias(&options.run_prefix))?;
     let face = link::by_index(

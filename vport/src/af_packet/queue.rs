@@ -146,9 +146,11 @@ impl RxQueue for Queue {
                 errors.unsayable += 1;
                 Ok(self.status(true, errors))
             }
-            Err(Errno::NETDOWN | Errno::NXIO) if self.is_gone() => Ok(RxStatus::Gone),
             Err(Errno::NETDOWN | Errno::NXIO) => {
                 self.down = true;
+                if self.is_gone() {
+                    return Ok(RxStatus::Gone);
+                }
                 Ok(self.status(true, errors))
             }
             Err(errno) => Err(Error::os(

@@ -79,9 +79,30 @@ pub fn set_tx_queue_len(index: u32, packets: u32) -> Result<(), Error> {
 /// # Errors
 /// `ENODEV`: it is gone already. `EOPNOTSUPP`: not of a kind that can be deleted.
 pub fn delete(index: u32) -> Result<(), Error> {
-    let mut message = Message::new(libc::RTM_DELLINK, nl::ACK);
-    message.raw(&ifinfo(index, 0, 0));
-    change(message, format!("delete device {index}"))
+    Deleter::new(index)?.delete()
+}
+
+/// Will delete a link of the namespace in which this was made, whichever the thread's is then.
+#[derive(Debug)]
+pub(crate) struct Deleter {
+    client: Client,
+    index: u32,
+}
+
+impl Deleter {
+    pub(crate) fn new(index: u32) -> Result<Self, Error> {
+        let client =
+            Client::route().map_err(|errno| Error::os(errno, format!("delete device {index}")))?;
+        Ok(Self { client, index })
+    }
+
+    pub(crate) fn delete(&mut self) -> Result<(), Error> {
+        let mut message = Message::new(libc::RTM_DELLINK, nl::ACK);
+        message.raw(&ifinfo(self.index, 0, 0));
+        self.client
+            .change(message)
+            .map_err(|errno| Error::os(errno, format!("delete device {}", self.index)))
+    }
 }
 
 /// A veth pair to be made.

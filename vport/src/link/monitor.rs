@@ -49,7 +49,7 @@ pub struct LinkMonitor {
     client: Client,
     known: HashMap<u32, Link>,
     buffer: Vec<u8>,
-    /// Events were lost, or none were asked for yet: compare with a dump.
+    /// Events were lost, or none were asked for yet: empty the queue, then compare with a dump.
     stale: bool,
 }
 
@@ -84,41 +84,45 @@ impl LinkMonitor {
     /// # Errors
     /// Those of the socket.
     pub fn receive(&mut self, events: &mut Vec<LinkEvent>) -> Result<(), Error> {
-        if self.stale {
-            self.resync(events)?;
-        }
         loop {
             self.buffer.clear();
             self.buffer.reserve(64 * 1024);
             match self.socket.recv(&mut self.buffer, libc::MSG_TRUNC) {
-                Ok(length) if length > self.buffer.len() => self.resync(events)?,
-                Ok(_) => {
-                    let buffer = std::mem::take(&mut self.buffer);
-                    for message in nl::messages(&buffer) {
-                        match message.kind {
-                            libc::RTM_NEWLINK => {
-                                if let Some(link) = Link::parse(message.payload) {
-                                    self.seen(link, events);
-                                }
-                            }
-                            libc::RTM_DELLINK => {
-                                if let Some(index) = link_index(message.payload) {
-                                    self.gone(index, events);
-                                }
-                            }
-                            _ => {}
-                        }
-                    }
-                    self.buffer = buffer;
-                }
+                Ok(length) if length > self.buffer.len() => self.stale = true,
+                // From before the gap: it might bring back what was deleted in the gap.
+                Ok(_) if self.stale => {}
+                Ok(_) => self.read(events),
                 Err(error) => match error.raw_os_error() {
+                    // The queue is empty, so nothing older than the dump can come behind it.
+                    Some(libc::EAGAIN) if self.stale => self.resync(events)?,
                     Some(libc::EAGAIN) => return Ok(()),
                     Some(libc::EINTR) => {}
-                    Some(libc::ENOBUFS) => self.resync(events)?,
+                    Some(libc::ENOBUFS) => self.stale = true,
                     _ => return Err(Error::io(&error, "link monitor")),
                 },
             }
         }
+    }
+
+    /// The messages in the buffer.
+    fn read(&mut self, events: &mut Vec<LinkEvent>) {
+        let buffer = std::mem::take(&mut self.buffer);
+        for message in nl::messages(&buffer) {
+            match message.kind {
+                libc::RTM_NEWLINK => {
+                    if let Some(link) = Link::parse(message.payload) {
+                        self.seen(link, events);
+                    }
+                }
+                libc::RTM_DELLINK => {
+                    if let Some(index) = link_index(message.payload) {
+                        self.gone(index, events);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.buffer = buffer;
     }
 
     fn seen(&mut self, link: Link, events: &mut Vec<LinkEvent>) {
@@ -144,7 +148,6 @@ impl LinkMonitor {
     }
 
     fn resync(&mut self, events: &mut Vec<LinkEvent>) -> Result<(), Error> {
-        self.stale = true;
         let links = all_from(&mut self.client)?;
         let now: std::collections::HashSet<u32> = links.iter().map(|link| link.index).collect();
         let missing: Vec<u32> = self
