@@ -1,5 +1,6 @@
 //! Descriptors: duplicated, closed, inherited, shared, and those that are somebody else's.
 #![allow(unsafe_code)] // The C library's functions are the very subject.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 
@@ -45,7 +46,7 @@ fn duplicates_are_the_same_socket() {
         },
         || {
             let fd = raw();
-            // SAFETY (all): numbers only.
+            // SAFETY: numbers only, in all.
             let copies = unsafe {
                 [
                     libc::dup(fd),

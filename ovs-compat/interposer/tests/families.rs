@@ -1,5 +1,6 @@
 //! Sockets that turn out to be for another family, or for several.
 #![allow(unsafe_code)] // The C library's functions are the very subject.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What else a netlink socket is, besides requests and answers.
 #![allow(unsafe_code)] // The C library's functions are the very subject.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 
@@ -199,11 +200,8 @@ fn a_probe_for_a_tunnel_kind_of_another_tree_is_the_kernels_to_refuse() {
         || {
             // A network namespace of its own: without privileges, inside a user namespace.
             // SAFETY: numbers only.
-            assert_eq!(
-                unsafe { libc::unshare(libc::CLONE_NEWNET) },
-                0,
-                "needs CAP_SYS_ADMIN"
-            );
+            let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            assert_eq!(unshared, 0, "needs CAP_SYS_ADMIN");
             // SAFETY: numbers only.
             let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0) };
             let attribute = |kind: u16, payload: &[u8]| {

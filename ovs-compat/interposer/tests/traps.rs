@@ -1,5 +1,6 @@
 //! What Open vSwitch takes for granted of netlink, and a prototype fell over: one test a trap.
 #![allow(unsafe_code)] // The C library's functions are the very subject.
+#![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod common;
 
