@@ -17,25 +17,33 @@ pub fn sum(bytes: &[u8]) -> u64 {
     let mut blocks = bytes.chunks_exact(32);
     for block in blocks.by_ref() {
         for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(8)) {
-            *lane += halves(word);
+            *lane += halves(word.first_chunk().unwrap_or(&[0; 8]));
         }
     }
     let mut total = lanes.iter().sum::<u64>();
-    let mut words = blocks.remainder().chunks_exact(8);
-    for word in words.by_ref() {
+    let mut rest = blocks.remainder();
+    while let Some((word, behind)) = rest.split_first_chunk::<8>() {
         total += halves(word);
+        rest = behind;
     }
-    let mut padded = [0; 8];
-    for (into, byte) in padded.iter_mut().zip(words.remainder()) {
-        *into = *byte;
+    if let Some((word, behind)) = rest.split_first_chunk::<4>() {
+        total += u64::from(u32::from_ne_bytes(*word));
+        rest = behind;
     }
-    u64::from(u16::from_be(fold(total + halves(&padded))))
+    if let Some((word, behind)) = rest.split_first_chunk::<2>() {
+        total += u64::from(u16::from_ne_bytes(*word));
+        rest = behind;
+    }
+    if let [last] = rest {
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
+    }
+    u64::from(u16::from_be(fold(total)))
 }
 
 /// The two 32-bit halves of eight bytes, added, in the machine's order.
 #[inline]
-fn halves(word: &[u8]) -> u64 {
-    let word = u64::from_ne_bytes(word.first_chunk().copied().unwrap_or_default());
+fn halves(word: &[u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(*word);
     (word & 0xffff_ffff) + (word >> 32)
 }
 
@@ -92,16 +100,17 @@ pub fn update(field: u16, old: &[u8], new: &[u8]) -> u16 {
 #[inline]
 pub fn update_partial(field: u16, old: &[u8], new: &[u8]) -> u16 {
     // Word by word: the complement of a whole sum would make a zero of a sum that isn't.
-    let pair = |word: &[u8]| match word {
-        [high, low] => u64::from(u16::from_be_bytes([*high, *low])),
-        _ => 0,
-    };
-    let removed = old
-        .chunks_exact(2)
-        .map(|word| 0xffff - pair(word))
-        .sum::<u64>();
-    let added = new.chunks_exact(2).map(pair).sum::<u64>();
-    fold(u64::from(field) + removed + added)
+    let (mut total, mut old, mut new) = (u64::from(field), old, new);
+    while let (Some((gone, old_rest)), Some((come, new_rest))) =
+        (old.split_first_chunk::<4>(), new.split_first_chunk::<4>())
+    {
+        total += u64::from(!u32::from_be_bytes(*gone)) + u64::from(u32::from_be_bytes(*come));
+        (old, new) = (old_rest, new_rest);
+    }
+    if let (Some(gone), Some(come)) = (old.first_chunk::<2>(), new.first_chunk::<2>()) {
+        total += u64::from(!u16::from_be_bytes(*gone)) + u64::from(u16::from_be_bytes(*come));
+    }
+    fold(total)
 }
 
 /// SCTP's CRC32c over a packet from its common header on, the field taken as zero. The field holds it
