@@ -18,6 +18,9 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 /// Long enough that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The longest that VPORT_NEW sleeps, in ms.
+pub const LONGEST_NAP: u64 = 800;
+
 /// A run directory that goes when the test does.
 pub struct RunDir(pub PathBuf);
 
@@ -112,11 +115,12 @@ impl Handler for Script {
         }
         match (request.family, request.command) {
             (Family::Vport, command::NEW) => {
-                std::thread::sleep(Duration::from_millis(request.dp_ifindex as u64));
+                let nap = (request.dp_ifindex as u64).min(LONGEST_NAP);
+                std::thread::sleep(Duration::from_millis(nap));
                 self.sleeps.fetch_add(1, Ordering::SeqCst);
             }
             (Family::Datapath, command::GET) => {
-                let len = request.dp_ifindex as usize;
+                let len = (request.dp_ifindex as usize).min(60_000);
                 return Ok(answer.reply(command::NEW, request.dp_ifindex, |writer| {
                     writer.bytes(1, &vec![7; len])
                 })?);
