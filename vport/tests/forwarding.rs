@@ -4,35 +4,9 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::SeqCst;
-
-use common::{End, Forwarder, Lab, Netns, ping, tcp_transfer, test_frame};
+use common::{End, Forwarder, Lab, both_ways, internal, test_frame};
 use frame::VlanTag;
 use vport::{AttachOptions, HideChoice, InternalOptions, TxRefusal, create_internal};
-
-/// Both directions with default offloads; tells that packets were carried whole.
-fn both_ways(lab: &Lab, forwarder: &Forwarder, mtu: u64) {
-    ping(&lab.a, "10.9.0.2", 3, 56);
-    ping(&lab.a, "10.9.0.2", 3, mtu as u32 - 28);
-    tcp_transfer(&lab.a, &lab.b, "10.9.0.2", 32 << 20);
-    let first = forwarder.seen.gso.load(SeqCst);
-    tcp_transfer(&lab.b, &lab.a, "10.9.0.1", 32 << 20);
-    let seen = &forwarder.seen;
-    assert!(first > 0, "no GSO packet from a to b: {seen:?}");
-    assert!(
-        seen.gso.load(SeqCst) > first,
-        "no GSO packet from b to a: {seen:?}"
-    );
-    assert!(
-        seen.longest.load(SeqCst) > mtu + 18,
-        "nothing was longer than the MTU: {seen:?}"
-    );
-    assert!(
-        seen.partial.load(SeqCst) > 0,
-        "no partial checksum: {seen:?}"
-    );
-    assert_eq!(seen.rx_errors.load(SeqCst), 0, "{seen:?}");
-}
 
 #[test]
 fn ping_and_tcp_pass_between_veths_with_default_offloads() {
@@ -72,29 +46,6 @@ fn past_the_qdisc_and_on_several_queues_tcp_passes_too() {
     let [a, b] = ports;
     let forwarder = Forwarder::new(a, b);
     both_ways(&lab, &forwarder, 1500);
-}
-
-/// An internal port in the switch, its device given to `host`.
-fn internal(
-    lab: &Lab,
-    host: &Netns,
-    name: &'static str,
-    address: &str,
-    veth: bool,
-) -> Box<dyn vport::Port> {
-    let options = InternalOptions {
-        force_veth: veth,
-        ..InternalOptions::default()
-    };
-    let port = lab
-        .switch
-        .run(move || create_internal(name, &options).unwrap());
-    lab.switch
-        .ip(&format!("link set {name} netns {}", host.path()));
-    host.ip(&format!("link set {name} addrgenmode none"));
-    host.ip(&format!("addr add {address}/24 dev {name}"));
-    host.ip(&format!("link set {name} up"));
-    port
 }
 
 /// A lab without its veths' addresses: only the switch matters.

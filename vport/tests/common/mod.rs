@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use frame::{Frame, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use vport::{AttachOptions, Port, RxQueue, RxStatus, TxOutcome};
+use vport::{AttachOptions, InternalOptions, Port, RxQueue, RxStatus, TxOutcome, create_internal};
 
 /// A network namespace without a name: it goes with its last thread, device and descriptor.
 pub struct Netns {
@@ -341,4 +341,51 @@ impl End {
         }
         None
     }
+}
+
+/// Both directions with default offloads; tells that packets were carried whole.
+pub fn both_ways(lab: &Lab, forwarder: &Forwarder, mtu: u64) {
+    ping(&lab.a, "10.9.0.2", 3, 56);
+    ping(&lab.a, "10.9.0.2", 3, mtu as u32 - 28);
+    tcp_transfer(&lab.a, &lab.b, "10.9.0.2", 32 << 20);
+    let first = forwarder.seen.gso.load(SeqCst);
+    tcp_transfer(&lab.b, &lab.a, "10.9.0.1", 32 << 20);
+    let seen = &forwarder.seen;
+    assert!(first > 0, "no GSO packet from a to b: {seen:?}");
+    assert!(
+        seen.gso.load(SeqCst) > first,
+        "no GSO packet from b to a: {seen:?}"
+    );
+    assert!(
+        seen.longest.load(SeqCst) > mtu + 18,
+        "nothing was longer than the MTU: {seen:?}"
+    );
+    assert!(
+        seen.partial.load(SeqCst) > 0,
+        "no partial checksum: {seen:?}"
+    );
+    assert_eq!(seen.rx_errors.load(SeqCst), 0, "{seen:?}");
+}
+
+/// An internal port in the switch, its device given to `host`.
+pub fn internal(
+    lab: &Lab,
+    host: &Netns,
+    name: &'static str,
+    address: &str,
+    veth: bool,
+) -> Box<dyn Port> {
+    let options = InternalOptions {
+        force_veth: veth,
+        ..InternalOptions::default()
+    };
+    let port = lab
+        .switch
+        .run(move || create_internal(name, &options).unwrap());
+    lab.switch
+        .ip(&format!("link set {name} netns {}", host.path()));
+    host.ip(&format!("link set {name} addrgenmode none"));
+    host.ip(&format!("addr add {address}/24 dev {name}"));
+    host.ip(&format!("link set {name} up"));
+    port
 }
