@@ -167,44 +167,48 @@ fn set_ipv4(
 ) -> Result<(), RewriteError> {
     let network = usize::from(layers.network);
     let (value, mask) = (&masked.value, &masked.mask);
-    let old = *header_mut::<20>(frame, network)?;
-    let mut ip = old;
+    let header = header_mut::<20>(frame, network)?;
+    let mut sum = u16::from_be_bytes([header[10], header[11]]);
+    // Behind a later fragment's header is payload.
+    let proto = match u16::from_be_bytes([header[6], header[7]]) & 0x1fff {
+        0 => Some(header[9]),
+        _ => None,
+    };
+    if mask.tos != 0 {
+        let old = [header[0], header[1]];
+        header[1] = blend_u8(header[1], value.tos, mask.tos);
+        key.ip_tos = header[1];
+        sum = update(sum, &old, &[old[0], key.ip_tos]);
+    }
+    if mask.ttl != 0 {
+        let old = [header[8], header[9]];
+        header[8] = blend_u8(header[8], value.ttl, mask.ttl);
+        key.ip_ttl = header[8];
+        sum = update(sum, &old, &[key.ip_ttl, old[1]]);
+    }
     for (at, value, mask, field) in [
         (12, &value.src, &mask.src, &mut key.ip_src),
         (16, &value.dst, &mask.dst, &mut key.ip_dst),
     ] {
-        let Some(address) = ip
-            .get_mut(at..)
-            .and_then(|rest| rest.first_chunk_mut::<4>())
-        else {
-            return Err(RewriteError::NoHeader);
-        };
-        let new = blend(address, value, mask);
-        if new == *address {
+        if *mask == [0; 4] {
             continue;
         }
-        // Behind a later fragment's header is payload.
-        if u16::from_be_bytes([old[6], old[7]]) & 0x1fff == 0 {
-            update_l4(frame, layers, old[9], address, &new);
+        let address = header_mut::<4>(frame, network + at)?;
+        let old = *address;
+        let new = blend(&old, value, mask);
+        if new == old {
+            continue;
         }
         *address = new;
         if let Some(field) = field.first_chunk_mut() {
             *field = new;
         }
+        sum = update(sum, &old, &new);
+        if let Some(proto) = proto {
+            update_l4(frame, layers, proto, &old, &new);
+        }
     }
-    ip[1] = blend_u8(ip[1], value.tos, mask.tos);
-    ip[8] = blend_u8(ip[8], value.ttl, mask.ttl);
-    if ip != old {
-        let sum = update(u16::from_be_bytes([old[10], old[11]]), &old, &ip);
-        [ip[10], ip[11]] = sum.to_be_bytes();
-        *header_mut(frame, network)? = ip;
-    }
-    if mask.tos != 0 {
-        key.ip_tos = ip[1];
-    }
-    if mask.ttl != 0 {
-        key.ip_ttl = ip[8];
-    }
+    *header_mut(frame, network + 10)? = sum.to_be_bytes();
     Ok(())
 }
 

@@ -104,6 +104,15 @@ impl<'a> Segments<'a> {
     ) -> Result<Self, SegmentError> {
         let gso = frame.offload.gso.ok_or(SegmentError::NotGso)?;
         let layout = layout?;
+        // Whoever left the checksum to be done knew where the L4 header is; if that isn't where it was
+        // found, something else was taken for IP (an Ethernet frame behind labels).
+        if frame
+            .offload
+            .csum
+            .is_some_and(|csum| usize::from(csum.start) != layout.transport)
+        {
+            return Err(SegmentError::Protocol);
+        }
         let transport = frame.bytes().get(layout.transport..).unwrap_or_default();
         let headers = match (gso.kind, layout.proto) {
             (GsoKind::TcpV4, TCP) if !layout.v6 => layout.transport + tcp_header(transport)?,

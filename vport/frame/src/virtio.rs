@@ -95,6 +95,9 @@ pub fn decode(header: &[u8; HEADER_BYTES], len: usize) -> Result<Offload, Virtio
 
 /// The header that goes in front of a frame with these offloads (the tag among the bytes, if the
 /// receiver takes none out of band).
+///
+/// [`Gso::header_len`] goes out as it is. Kernels refuse one that is longer than the frame (`EINVAL`),
+/// so that who sends it clips it first.
 pub fn encode(offload: &Offload) -> [u8; HEADER_BYTES] {
     let mut flags = if offload.csum_valid { F_DATA_VALID } else { 0 };
     let (mut start, mut offset) = ([0; 2], [0; 2]);
