@@ -66,7 +66,9 @@ pub mod tunnel_flags {
 
 /// One 802.1Q or 802.1ad tag in a key. All zero: no tag.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct VlanKey {
     /// 0x8100 or 0x88a8.
     pub tpid: U16,
@@ -189,7 +191,7 @@ pub struct Key {
 pub const KEY_BYTES: usize = size_of::<Key>();
 /// 32-bit words of a [`Key`] (its alignment is that of `u32`).
 pub const KEY_WORDS: usize = KEY_BYTES / 4;
-const _: () = assert!(KEY_BYTES % 8 == 0 && align_of::<Key>() == 4);
+const _: () = assert!(KEY_BYTES.is_multiple_of(8) && align_of::<Key>() == 4);
 
 /// The value that the kernel's key has for 802.2 frames without a type (`ETH_P_802_2`).
 pub const ETH_P_802_2: u16 = 0x0004;

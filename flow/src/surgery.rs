@@ -229,7 +229,7 @@ pub fn push_nsh(
     header: &[u8],
 ) -> Result<(), RewriteError> {
     // The length field has six bits.
-    if header.len() < NSH_BASE || header.len() % 4 != 0 || header.len() / 4 > 0x3f {
+    if header.len() < NSH_BASE || !header.len().is_multiple_of(4) || header.len() / 4 > 0x3f {
         return Err(RewriteError::NoHeader);
     }
     let next = match layers.protocol {

@@ -8,11 +8,19 @@ use zerocopy::IntoBytes;
 
 /// The recorded cases of one group.
 pub fn cases(group: &str) -> Vec<Value> {
-    let path = format!("{}/../tests/corpus/{group}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let path = format!(
+        "{}/../tests/corpus/{group}.jsonl",
+        env!("CARGO_MANIFEST_DIR")
+    );
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let all: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let all: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert!(all.len() > 50, "{path} is not the whole recording");
-    all.into_iter().filter(|case| case.get("packet_in_hex").is_some_and(Value::is_string)).collect()
+    all.into_iter()
+        .filter(|case| case.get("packet_in_hex").is_some_and(Value::is_string))
+        .collect()
 }
 
 /// A hexadecimal member of a case; `None` if it is null or missing.
@@ -21,7 +29,9 @@ pub fn hex(case: &Value, member: &str) -> Option<Vec<u8>> {
 }
 
 pub fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+    (0..text.len() / 2)
+        .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap())
+        .collect()
 }
 
 pub fn to_hex(bytes: &[u8]) -> String {
@@ -42,7 +52,10 @@ pub fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 
 /// The payload of the first attribute of this type.
 pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).into_iter().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
+    attributes(bytes)
+        .into_iter()
+        .find(|(found, _)| *found == kind)
+        .map(|(_, payload)| payload)
 }
 
 fn put(out: &mut Vec<u8>, kind: u16, payload: &[u8]) {
@@ -79,7 +92,9 @@ pub fn key_attributes(key: &Key) -> Vec<u8> {
 }
 
 fn put_tagged(out: &mut Vec<u8>, key: &Key, tags: &[flow::key::VlanKey]) {
-    let Some((tag, rest)) = tags.split_first() else { return put_network(out, key) };
+    let Some((tag, rest)) = tags.split_first() else {
+        return put_network(out, key);
+    };
     put(out, 6, tag.tpid.as_bytes());
     put(out, 5, tag.tci.as_bytes());
     let mut inner = Vec::new();
@@ -95,16 +110,28 @@ fn put_network(out: &mut Vec<u8>, key: &Key) {
     put(out, 6, key.eth_type.as_bytes());
     let common = [key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag];
     match eth_type {
-        0x0800 => put(out, 7, &[&key.ip_src[..4], &key.ip_dst[..4], &common].concat()),
+        0x0800 => put(
+            out,
+            7,
+            &[&key.ip_src[..4], &key.ip_dst[..4], &common].concat(),
+        ),
         0x86dd => {
             let label = key.ipv6_label.as_bytes();
-            put(out, 8, &[&key.ip_src[..], &key.ip_dst, label, &common].concat());
+            put(
+                out,
+                8,
+                &[&key.ip_src[..], &key.ip_dst, label, &common].concat(),
+            );
             put(out, 32, &key.ipv6_exthdrs.to_le_bytes());
         }
         0x0806 | 0x8035 => {
             let (sip, tip) = (&key.ip_src[..4], &key.ip_dst[..4]);
             let op = [0, key.ip_proto];
-            put(out, 13, &[sip, tip, &op, &key.arp_sha, &key.arp_tha, &[0, 0]].concat());
+            put(
+                out,
+                13,
+                &[sip, tip, &op, &key.arp_sha, &key.arp_tha, &[0, 0]].concat(),
+            );
         }
         0x8847 | 0x8848 => {
             let labels = key.mpls_labels.count_ones() as usize;
@@ -139,7 +166,11 @@ fn put_transport(out: &mut Vec<u8>, key: &Key, v4: bool) {
         (58, false) => {
             put(out, 12, &icmp);
             if matches!(key.tp_src.get(), 135 | 136) {
-                put(out, 14, &[&key.nd_target[..], &key.nd_sll, &key.nd_tll].concat());
+                put(
+                    out,
+                    14,
+                    &[&key.nd_target[..], &key.nd_sll, &key.nd_tll].concat(),
+                );
             }
         }
         _ => {}

@@ -319,7 +319,7 @@ impl<'a> Segments<'a> {
 
     fn put_fragment_header(&self, out: &mut [u8], len: usize, ident: u32) -> Option<()> {
         debug_assert!(
-            self.is_last() || len % 8 == 0,
+            self.is_last() || len.is_multiple_of(8),
             "fragments are cut at eights"
         );
         let named = std::mem::replace(out.get_mut(self.layout.next_header_at)?, NEXT_FRAGMENT);
