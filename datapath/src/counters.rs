@@ -164,7 +164,10 @@ impl Totals {
 
     /// Dropped for one reason.
     pub fn dropped_by(&self, reason: DropReason) -> u64 {
-        self.dropped.get(reason as usize).copied().unwrap_or_default()
+        self.dropped
+            .get(reason as usize)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Dropped for any reason.

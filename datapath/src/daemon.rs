@@ -115,7 +115,11 @@ impl Daemon {
             .zip(u16::try_from(self.executors()).ok())
             .and_then(|(index, of)| Source::new(index, of))
             .ok_or(Errno::ENFILE)?;
-        Ok(Executor::new(source, Upcaller::new(self.hub.clone(), index), self.options.seed))
+        Ok(Executor::new(
+            source,
+            Upcaller::new(self.hub.clone(), index),
+            self.options.seed,
+        ))
     }
 
     /// All datapaths, as of now.
@@ -125,7 +129,11 @@ impl Daemon {
 
     /// The datapath whose local port's device has that index.
     pub fn by_ifindex(&self, ifindex: i32) -> Option<Arc<Datapath>> {
-        self.datapaths.load().iter().find(|dp| dp.ifindex == ifindex).cloned()
+        self.datapaths
+            .load()
+            .iter()
+            .find(|dp| dp.ifindex == ifindex)
+            .cloned()
     }
 
     /// The datapath of that name. As in the module, it is found by its local port's name, so not after
@@ -134,14 +142,25 @@ impl Daemon {
         self.datapaths
             .load()
             .iter()
-            .find(|dp| dp.ports.load().by_name(name).is_some_and(|port| port.number == 0))
+            .find(|dp| {
+                dp.ports
+                    .load()
+                    .by_name(name)
+                    .is_some_and(|port| port.number == 0)
+            })
             .cloned()
     }
 
     /// The right to change datapaths and ports. Waits for whoever has it.
     pub fn configure(&self) -> Configuration<'_> {
-        let lock = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
-        Configuration { daemon: self, _lock: lock }
+        let lock = self
+            .configuration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Configuration {
+            daemon: self,
+            _lock: lock,
+        }
     }
 
     /// How existing devices are opened.
@@ -207,8 +226,7 @@ impl Configuration<'_> {
             generation,
             masks_cache_size: settings.masks_cache_size,
         };
-        let table =
-            FlowTable::new(config, &daemon.reclaimer).map_err(|_bad_size| Errno::ERANGE)?;
+        let table = FlowTable::new(config, &daemon.reclaimer).map_err(|_bad_size| Errno::ERANGE)?;
         let datapath = Arc::new(Datapath {
             name: device.name().into(),
             ifindex: local_ifindex,
@@ -220,9 +238,10 @@ impl Configuration<'_> {
             counters: Counters::new(daemon.executors()),
             departed: Mutex::default(),
         });
-        self.publish(&datapath, 0, VportType::Internal, device, upcall_pids).inspect_err(|_| {
-            datapath.table.orphan(handle);
-        })?;
+        self.publish(&datapath, 0, VportType::Internal, device, upcall_pids)
+            .inspect_err(|_| {
+                datapath.table.orphan(handle);
+            })?;
         let mut all = Vec::clone(&daemon.datapaths.load());
         all.push(Arc::clone(&datapath));
         daemon.datapaths.store(Arc::new(all));
@@ -236,7 +255,12 @@ impl Configuration<'_> {
         all.retain(|other| !Arc::ptr_eq(other, datapath));
         daemon.datapaths.store(Arc::new(all));
         datapath.table.orphan(handle);
-        let numbers: Vec<u32> = datapath.ports.load().iter().map(|port| port.number).collect();
+        let numbers: Vec<u32> = datapath
+            .ports
+            .load()
+            .iter()
+            .map(|port| port.number)
+            .collect();
         // The local port goes last: clients know the datapath by its device.
         for number in numbers.into_iter().rev() {
             self.remove_port(datapath, number);
@@ -280,7 +304,13 @@ impl Configuration<'_> {
                 })?
             }
         };
-        self.publish(datapath, number, wish.kind, device, wish.upcall_pids.clone())
+        self.publish(
+            datapath,
+            number,
+            wish.kind,
+            device,
+            wish.upcall_pids.clone(),
+        )
     }
 
     /// Takes a port out of the datapath. When this returns its device is released, or gone.
@@ -294,7 +324,11 @@ impl Configuration<'_> {
         self.daemon.workers.remove(&port);
         wait_until_unused(&port);
         let totals = port.counters.totals();
-        datapath.departed.lock().unwrap_or_else(PoisonError::into_inner).add(&totals);
+        datapath
+            .departed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(&totals);
     }
 
     fn make_internal(
@@ -347,7 +381,10 @@ impl Configuration<'_> {
         self.daemon.datapaths.load().iter().find_map(|dp| {
             let port = dp.ports.load().by_ifindex(index).cloned()?;
             // A TAP that moved to another namespace keeps its number there, not here.
-            port.device.netnsid().is_none().then(|| (Arc::clone(dp), port))
+            port.device
+                .netnsid()
+                .is_none()
+                .then(|| (Arc::clone(dp), port))
         })
     }
 }

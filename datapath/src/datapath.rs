@@ -65,7 +65,9 @@ impl Datapath {
     pub fn sizes(&self) -> (u64, u64) {
         let handle = self.reclaimer.register();
         let guard = handle.pin();
-        self.table.load(&guard).map_or((0, 0), |table| (table.n_flows(), table.n_masks()))
+        self.table
+            .load(&guard)
+            .map_or((0, 0), |table| (table.n_flows(), table.n_masks()))
     }
 
     /// The name of the local port's device, which is the datapath's.
@@ -78,7 +80,11 @@ impl Datapath {
 
     /// Counts of all its ports, of those that are gone, and of packets without one.
     pub fn totals(&self) -> Totals {
-        let mut sum = self.departed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut sum = self
+            .departed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         sum.add(&self.counters.totals());
         for port in self.ports.load().iter() {
             sum.add(&port.counters.totals());

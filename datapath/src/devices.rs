@@ -41,12 +41,17 @@ pub struct Devices {
 impl Devices {
     /// Notices go by `mail`.
     pub fn new(mail: Sending<Notice>) -> Self {
-        Self { mail: Mutex::new(mail) }
+        Self {
+            mail: Mutex::new(mail),
+        }
     }
 
     /// Tells the devices thread.
     pub fn notify(&self, notice: Notice) {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).send(notice);
+        self.mail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(notice);
     }
 }
 
@@ -122,7 +127,11 @@ fn remove(daemon: &Daemon, handle: &LocalHandle, datapath: &Arc<Datapath>, numbe
     let Some(port) = datapath.ports.load().get(number).cloned() else {
         return;
     };
-    tracing::info!("port {} of {}: its device is gone", port.name, datapath.name);
+    tracing::info!(
+        "port {} of {}: its device is gone",
+        port.name,
+        datapath.name
+    );
     let announced = daemon.hub.announce(
         Group::Vport,
         Family::Vport,

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn no_name_stands_for_two_reasons() {
-        let names: std::collections::HashSet<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        let names: std::collections::HashSet<_> =
+            DropReason::ALL.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), DropReason::COUNT);
     }
 }

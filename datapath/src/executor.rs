@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 
 use crossbeam_epoch::Guard;
 use flow::action::{Action, ActionList, SetField};
+use flow::cache::{LookupCounters, MaskCache};
 use flow::extract::{self, Metadata};
 use flow::hash;
 use flow::key::{Key, TunnelKey};
 use flow::rewrite::{self, Ttl};
-use flow::cache::{LookupCounters, MaskCache};
 use flow::stats::{self, Source};
 use flow::table::FlowTable;
 use frame::{Frame, GsoKind, Pool};
@@ -57,7 +57,7 @@ pub struct Batch<'g> {
 }
 
 struct Deferred<'g> {
-    packet: Packet,
+    packet: Box<Packet>,
     work: Work<'g>,
 }
 
@@ -69,12 +69,7 @@ enum Work<'g> {
 
 impl<'g> Batch<'g> {
     /// A batch on `datapath` at the time `now_ms`.
-    pub fn new(
-        datapath: &'g Datapath,
-        ports: &'g VportSet,
-        guard: &'g Guard,
-        now_ms: u64,
-    ) -> Self {
+    pub fn new(datapath: &'g Datapath, ports: &'g VportSet, guard: &'g Guard, now_ms: u64) -> Self {
         Self {
             datapath,
             ports,
@@ -108,8 +103,13 @@ pub struct Executor {
     caches: Vec<(u64, MaskCache)>,
     random: SmallRng,
     hash_seed: u32,
-    key: Box<Key>,
+    /// Boxes to be used again.
+    #[allow(clippy::vec_box)] // The boxes are what is kept: packets move by pointer.
+    spare: Vec<Box<Packet>>,
 }
+
+/// Boxes that an executor keeps: a batch and what its actions may copy.
+const SPARE: usize = 128;
 
 impl Executor {
     /// The executor of that number. `seed` is for `sample` and for hashes: it should be secret.
@@ -124,7 +124,7 @@ impl Executor {
             caches: Vec::new(),
             random: SmallRng::seed_from_u64(seed ^ index as u64),
             hash_seed: seed as u32,
-            key: Box::new(Key::ZERO),
+            spare: Vec::new(),
         }
     }
 
@@ -137,35 +137,26 @@ impl Executor {
         }
         cell.received.add(frames.len() as u64);
         cell.received_bytes.add(bytes);
-        let meta = Metadata { in_port: port, ..Metadata::default() };
-        for mut frame in frames.drain(..) {
-            match extract::extract(&mut frame, &meta, &mut self.key) {
+        let meta = Metadata {
+            in_port: port,
+            ..Metadata::default()
+        };
+        for frame in frames.drain(..) {
+            let mut packet = self.spare.pop().unwrap_or_default();
+            packet.renew(frame, port);
+            match extract::extract(&mut packet.frame, &meta, &mut packet.key) {
                 Ok(layers) => {
-                    let key = *self.key;
-                    let hash = hash::l4(&key, self.hash_seed);
-                    let packet = Packet {
-                        frame,
-                        key,
-                        layers,
-                        ingress: port,
-                        hash,
-                        truncate: 0,
-                        mru: 0,
-                        upcall_pid: None,
-                        egress: None,
-                    };
+                    packet.layers = layers;
+                    packet.hash = self.hash(&packet.key);
                     self.process(batch, packet);
                 }
-                Err(_) => {
-                    cell.drop(DropReason::Malformed, 1);
-                    self.pool.put(frame);
-                }
+                Err(_) => self.drop(batch, packet, DropReason::Malformed),
             }
         }
     }
 
     /// A packet that user space sends with actions of its own.
-    pub fn execute(&mut self, batch: &mut Batch<'_>, packet: Packet, actions: &ActionList) {
+    pub fn execute(&mut self, batch: &mut Batch<'_>, packet: Box<Packet>, actions: &ActionList) {
         batch.cell(packet.ingress, self.index).executed.add(1);
         // The list outlives this call, not the batch's references: a batch of its own, sharing all
         // but the lifetime.
@@ -196,7 +187,7 @@ impl Executor {
         self.caches.retain(|(id, _)| live.contains(id));
     }
 
-    fn process<'g>(&mut self, batch: &mut Batch<'g>, packet: Packet) {
+    fn process<'g>(&mut self, batch: &mut Batch<'g>, packet: Box<Packet>) {
         let cell = batch.cell(packet.ingress, self.index);
         let Some(table) = batch.table else {
             cell.missed.add(1);
@@ -228,7 +219,12 @@ impl Executor {
     }
 
     /// Runs a list and, if it is the outermost, what was put off meanwhile.
-    fn run_outermost<'g>(&mut self, batch: &mut Batch<'g>, packet: Packet, list: &'g ActionList) {
+    fn run_outermost<'g>(
+        &mut self,
+        batch: &mut Batch<'g>,
+        packet: Box<Packet>,
+        list: &'g ActionList,
+    ) {
         if batch.depth >= MAX_DEPTH {
             self.drop(batch, packet, DropReason::RecursionLimit);
             return;
@@ -246,7 +242,7 @@ impl Executor {
         batch.depth -= 1;
     }
 
-    fn run<'g>(&mut self, batch: &mut Batch<'g>, mut packet: Packet, list: &'g ActionList) {
+    fn run<'g>(&mut self, batch: &mut Batch<'g>, mut packet: Box<Packet>, list: &'g ActionList) {
         let mut rest = list.program.iter();
         while let Some(action) = rest.next() {
             let last = rest.as_slice().is_empty();
@@ -269,7 +265,11 @@ impl Executor {
                     }
                 }
                 Action::Trunc(len) => {
-                    packet.truncate = if packet.len() > *len as usize { *len } else { 0 };
+                    packet.truncate = if packet.measure() > *len as usize {
+                        *len
+                    } else {
+                        0
+                    };
                 }
                 Action::Hash { basis } => {
                     packet.key.dp_hash = hash::l4(&packet.key, *basis);
@@ -286,7 +286,10 @@ impl Executor {
                     let copy = self.copy(batch, &packet);
                     self.nest(batch, copy, Work::Recirculate(*id), true);
                 }
-                Action::Sample { probability, actions } => {
+                Action::Sample {
+                    probability,
+                    actions,
+                } => {
                     let taken = *probability == u32::MAX
                         || (*probability != 0 && self.random.random::<u32>() <= *probability);
                     if last {
@@ -309,7 +312,11 @@ impl Executor {
                     let copy = self.copy(batch, &packet);
                     self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
                 }
-                Action::CheckPktLen { len, greater, less_equal } => {
+                Action::CheckPktLen {
+                    len,
+                    greater,
+                    less_equal,
+                } => {
                     let fits = longest_packet(&packet) <= usize::from(*len);
                     let actions = if fits { less_equal } else { greater };
                     if last {
@@ -387,7 +394,7 @@ impl Executor {
     fn nest<'g>(
         &mut self,
         batch: &mut Batch<'g>,
-        mut packet: Packet,
+        mut packet: Box<Packet>,
         work: Work<'g>,
         keeps_key: bool,
     ) {
@@ -410,11 +417,13 @@ impl Executor {
         }
     }
 
-    fn output(&mut self, batch: &Batch<'_>, packet: Packet, port: u32) {
-        if let Err((packet, reason)) =
-            self.transmit.push(batch, self.index, &mut self.pool, packet, port)
+    fn output(&mut self, batch: &Batch<'_>, mut packet: Box<Packet>, port: u32) {
+        match self
+            .transmit
+            .push(batch, self.index, &mut self.pool, &mut packet, port)
         {
-            self.drop(batch, packet, reason);
+            Ok(()) => self.recycle(packet),
+            Err(reason) => self.drop(batch, packet, reason),
         }
     }
 
@@ -422,31 +431,28 @@ impl Executor {
         extract::update(&mut packet.frame, &mut packet.key, &mut packet.layers)
     }
 
-    fn copy(&mut self, batch: &Batch<'_>, packet: &Packet) -> Packet {
+    fn copy(&mut self, batch: &Batch<'_>, packet: &Packet) -> Box<Packet> {
         batch.cell(packet.ingress, self.index).copied.add(1);
-        Packet {
-            frame: self.pool.copy(&packet.frame),
-            key: packet.key,
-            layers: packet.layers,
-            ingress: packet.ingress,
-            hash: packet.hash,
-            truncate: packet.truncate,
-            mru: packet.mru,
-            upcall_pid: packet.upcall_pid,
-            egress: packet.egress.clone(),
-        }
+        let mut copy = self.spare.pop().unwrap_or_default();
+        copy.copy_from(packet, self.pool.copy(&packet.frame));
+        copy
     }
 
-    pub(crate) fn drop(&mut self, batch: &Batch<'_>, packet: Packet, reason: DropReason) {
+    pub(crate) fn drop(&mut self, batch: &Batch<'_>, packet: Box<Packet>, reason: DropReason) {
         batch.cell(packet.ingress, self.index).drop(reason, 1);
-        self.pool.put(packet.frame);
+        self.recycle(packet);
+    }
+
+    /// The packet has ended: what it was made of is used again.
+    pub(crate) fn recycle(&mut self, mut packet: Box<Packet>) {
+        self.pool.put(std::mem::take(&mut packet.frame));
+        if self.spare.len() < SPARE {
+            self.spare.push(packet);
+        }
     }
 }
 
-fn cache_for<'c>(
-    caches: &'c mut Vec<(u64, MaskCache)>,
-    table: &FlowTable,
-) -> &'c mut MaskCache {
+fn cache_for<'c>(caches: &'c mut Vec<(u64, MaskCache)>, table: &FlowTable) -> &'c mut MaskCache {
     let id = table.generation();
     let at = match caches.iter().position(|(known, _)| *known == id) {
         Some(at) => at,
@@ -476,7 +482,7 @@ fn longest_packet(packet: &Packet) -> usize {
         return usize::from(packet.mru) + usize::from(packet.layers.network);
     }
     let (Some(gso), Some(l4)) = (packet.frame.offload.gso, packet.layers.transport) else {
-        return packet.len();
+        return packet.measure();
     };
     let l4 = usize::from(l4);
     let header = match gso.kind {
@@ -487,7 +493,7 @@ fn longest_packet(packet: &Packet) -> usize {
         GsoKind::UdpL4 => 8,
         GsoKind::UdpFragments => 0,
     };
-    (l4 + header + usize::from(gso.size)).min(packet.len())
+    (l4 + header + usize::from(gso.size)).min(packet.measure())
 }
 
 fn forget_connection(key: &mut Key) {
@@ -503,7 +509,9 @@ fn forget_connection(key: &mut Key) {
 }
 
 fn restructure(packet: &mut Packet, action: &Action) -> Result<(), rewrite::RewriteError> {
-    let Packet { frame, key, layers, .. } = packet;
+    let Packet {
+        frame, key, layers, ..
+    } = packet;
     match action {
         Action::PushVlan { tpid, tci } => rewrite::push_vlan(frame, key, layers, *tpid, *tci),
         Action::PopVlan => rewrite::pop_vlan(frame, key, layers),

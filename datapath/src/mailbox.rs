@@ -26,8 +26,17 @@ pub struct Mailbox<T> {
 pub fn mailbox<T>() -> std::io::Result<(Sending<T>, Mailbox<T>)> {
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     let (sender, receiver) = channel();
-    let writing = Sending { queue: sender, wake: wake.try_clone()? };
-    Ok((writing, Mailbox { queue: receiver, wake }))
+    let writing = Sending {
+        queue: sender,
+        wake: wake.try_clone()?,
+    };
+    Ok((
+        writing,
+        Mailbox {
+            queue: receiver,
+            wake,
+        },
+    ))
 }
 
 impl<T> Sending<T> {
@@ -44,7 +53,10 @@ impl<T> Sending<T> {
     /// # Errors
     /// No descriptor to be had.
     pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { queue: self.queue.clone(), wake: self.wake.try_clone()? })
+        Ok(Self {
+            queue: self.queue.clone(),
+            wake: self.wake.try_clone()?,
+        })
     }
 }
 

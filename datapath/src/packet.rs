@@ -5,7 +5,9 @@ use flow::key::{Key, TunnelKey};
 use frame::Frame;
 
 /// A packet. It ends in exactly one way: handed to a port, to user space, or dropped for a reason.
-#[derive(Debug)]
+///
+/// A key makes it large, so it travels in a box, and executors use boxes again.
+#[derive(Debug, Default)]
 pub struct Packet {
     /// The bytes, the outermost tag, the offloads.
     pub frame: Frame,
@@ -29,8 +31,32 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// As a packet that comes in at `ingress`, with nothing known yet. The key is to be extracted.
+    pub fn renew(&mut self, frame: Frame, ingress: u32) {
+        self.frame = frame;
+        self.ingress = ingress;
+        self.hash = 0;
+        self.truncate = 0;
+        self.mru = 0;
+        self.upcall_pid = None;
+        self.egress = None;
+    }
+
+    /// All but the bytes, of `other`.
+    pub fn copy_from(&mut self, other: &Self, frame: Frame) {
+        self.frame = frame;
+        self.key = other.key;
+        self.layers = other.layers;
+        self.ingress = other.ingress;
+        self.hash = other.hash;
+        self.truncate = other.truncate;
+        self.mru = other.mru;
+        self.upcall_pid = other.upcall_pid;
+        self.egress.clone_from(&other.egress);
+    }
+
     /// Length as `trunc` and `check_pkt_len` count it: without the tag that is out of band.
-    pub fn len(&self) -> usize {
+    pub fn measure(&self) -> usize {
         self.frame.len()
     }
 }

@@ -187,7 +187,12 @@ fn datapath(datapath: &Datapath) -> DatapathStatus {
             cache_hit: totals.cache_hit,
         },
         packets: PacketCounts::from(&totals),
-        ports: datapath.ports.load().iter().map(|vport| port(vport)).collect(),
+        ports: datapath
+            .ports
+            .load()
+            .iter()
+            .map(|vport| port(vport))
+            .collect(),
     }
 }
 

@@ -43,7 +43,12 @@ pub struct TableCell {
 impl TableCell {
     /// With a table, to which the datapath holds the first reference.
     pub fn new(table: FlowTable) -> Self {
-        Self { pointer: Atomic::new(Counted { references: AtomicUsize::new(1), table }) }
+        Self {
+            pointer: Atomic::new(Counted {
+                references: AtomicUsize::new(1),
+                table,
+            }),
+        }
     }
 
     /// The table, for as long as the pin lasts. None: the datapath has been deleted.
@@ -68,7 +73,9 @@ impl TableCell {
                 count => count.checked_add(1),
             })
             .ok()?;
-        Some(TableRef { counted: NonNull::from(counted) })
+        Some(TableRef {
+            counted: NonNull::from(counted),
+        })
     }
 
     /// Takes the table away from the datapath and puts the datapath's reference.
@@ -78,7 +85,9 @@ impl TableCell {
         // SAFETY: as in `load`.
         if let Some(counted) = unsafe { shared.as_ref() } {
             // The reference that the pointer stood for.
-            drop(TableRef { counted: NonNull::from(counted) });
+            drop(TableRef {
+                counted: NonNull::from(counted),
+            });
         }
     }
 }
@@ -86,10 +95,15 @@ impl TableCell {
 impl Drop for TableCell {
     fn drop(&mut self) {
         // SAFETY: nobody else has the cell any more, so a plain load is enough.
-        let shared = unsafe { self.pointer.load(Ordering::Acquire, crossbeam_epoch::unprotected()) };
+        let shared = unsafe {
+            self.pointer
+                .load(Ordering::Acquire, crossbeam_epoch::unprotected())
+        };
         // SAFETY: as in `load`: not null, so not retired.
         if let Some(counted) = unsafe { shared.as_ref() } {
-            drop(TableRef { counted: NonNull::from(counted) });
+            drop(TableRef {
+                counted: NonNull::from(counted),
+            });
         }
     }
 }

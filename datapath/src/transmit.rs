@@ -22,63 +22,52 @@ pub struct TransmitQueues {
 }
 
 impl TransmitQueues {
-    /// Queues a packet for `port`, as the port can take it: truncated, completed, segmented. The packet
+    /// Queues a packet's frame for `port`, as the port can take it: truncated, completed, segmented. It
     /// counts as transmitted or dropped when the port has said so.
     ///
     /// # Errors
-    /// Gives the packet back, with the reason why it can't go there.
+    /// The packet keeps its frame; the reason why it can't go there.
     pub fn push(
         &mut self,
         batch: &Batch<'_>,
         executor: usize,
         pool: &mut Pool,
-        mut packet: Packet,
+        packet: &mut Packet,
         port: u32,
-    ) -> Result<(), (Packet, DropReason)> {
-        let Some(vport) = batch.ports.get(port) else {
-            return Err((packet, DropReason::OutputNoPort));
-        };
+    ) -> Result<(), DropReason> {
+        let vport = batch.ports.get(port).ok_or(DropReason::OutputNoPort)?;
         if packet.key.mac_proto == 0 {
-            return Err((packet, DropReason::OutputNotEthernet));
+            return Err(DropReason::OutputNotEthernet);
         }
         if packet.truncate != 0 {
             truncate(&mut packet.frame, packet.truncate as usize);
         }
         let takes = vport.device.capabilities();
         if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {
-            vport.counters.cell(executor).drop(DropReason::OutputTooLong, 1);
-            pool.put(packet.frame);
-            return Ok(());
+            return Err(DropReason::OutputTooLong);
         }
         match plan(&packet.frame, &takes) {
             Plan::AsItIs => {}
             Plan::Complete => {
-                if complete_checksum(&mut packet.frame).is_err() {
-                    return Err((packet, DropReason::Malformed));
-                }
+                complete_checksum(&mut packet.frame).map_err(|_| DropReason::Malformed)?;
             }
             Plan::Segment => {
-                let Ok(mut segments) = Segments::new(&packet.frame) else {
-                    return Err((packet, DropReason::Malformed));
-                };
-                let cell = batch.cell(packet.ingress, executor);
+                let mut segments =
+                    Segments::new(&packet.frame).map_err(|_| DropReason::Malformed)?;
                 let mut made = 0;
                 while let Some(segment) = segments.next(pool) {
                     made += 1;
                     self.enqueue(port, segment);
                 }
                 if made == 0 {
-                    drop(segments);
-                    return Err((packet, DropReason::Malformed));
+                    return Err(DropReason::Malformed);
                 }
-                cell.copied.add(made - 1);
-                drop(segments);
-                pool.put(packet.frame);
+                batch.cell(packet.ingress, executor).copied.add(made - 1);
                 self.flush_if_full(batch, executor, pool, port);
                 return Ok(());
             }
         }
-        self.enqueue(port, packet.frame);
+        self.enqueue(port, std::mem::take(&mut packet.frame));
         self.flush_if_full(batch, executor, pool, port);
         Ok(())
     }
@@ -104,7 +93,11 @@ impl TransmitQueues {
     }
 
     fn flush_if_full(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, port: u32) {
-        if self.queues.get(port as usize).is_some_and(|queue| queue.len() >= FULL) {
+        if self
+            .queues
+            .get(port as usize)
+            .is_some_and(|queue| queue.len() >= FULL)
+        {
             self.waiting.retain(|waiting| *waiting != port);
             self.flush_port(batch, executor, pool, port);
         }
@@ -204,7 +197,12 @@ mod tests {
     fn frame(gso: Option<GsoKind>, offset: u16) -> Frame {
         let mut frame = Frame::from_bytes(&[0; 100]);
         frame.offload.csum = Some(PartialChecksum { start: 34, offset });
-        frame.offload.gso = gso.map(|kind| Gso { kind, ecn: false, size: 10, header_len: 54 });
+        frame.offload.gso = gso.map(|kind| Gso {
+            kind,
+            ecn: false,
+            size: 10,
+            header_len: 54,
+        });
         frame
     }
 
@@ -216,11 +214,20 @@ mod tests {
 
     #[test]
     fn what_it_does_not_take_is_done_before() {
-        assert_eq!(plan(&frame(Some(GsoKind::TcpV6), 16), &TAKES), Plan::Segment);
+        assert_eq!(
+            plan(&frame(Some(GsoKind::TcpV6), 16), &TAKES),
+            Plan::Segment
+        );
         assert_eq!(plan(&frame(None, 8), &TAKES), Plan::Complete);
-        let plain = Capabilities { csum: false, ..TAKES };
+        let plain = Capabilities {
+            csum: false,
+            ..TAKES
+        };
         assert_eq!(plan(&frame(None, 16), &plain), Plan::Complete);
-        assert_eq!(plan(&frame(Some(GsoKind::TcpV4), 16), &plain), Plan::Segment);
+        assert_eq!(
+            plan(&frame(Some(GsoKind::TcpV4), 16), &plain),
+            Plan::Segment
+        );
     }
 
     #[test]

@@ -68,7 +68,11 @@ pub struct Upcaller {
 impl Upcaller {
     /// Offers to the readers that `hub` knows.
     pub fn new(hub: Hub, cell: usize) -> Self {
-        Self { hub, cell, head: Vec::with_capacity(2 * KEY_BYTES) }
+        Self {
+            hub,
+            cell,
+            head: Vec::with_capacity(2 * KEY_BYTES),
+        }
     }
 }
 
@@ -82,7 +86,7 @@ struct Message<'a> {
 
 impl Executor {
     /// No flow matches: the packet goes to user space, and ends there.
-    pub(crate) fn miss(&mut self, batch: &Batch<'_>, mut packet: Packet) {
+    pub(crate) fn miss(&mut self, batch: &Batch<'_>, mut packet: Box<Packet>) {
         let message = Message {
             command: command::MISS,
             pid: packet.upcall_pid.unwrap_or_else(|| reader(batch, &packet)),
@@ -105,7 +109,11 @@ impl Executor {
         let per_cpu = batch.datapath.settings.load().features & features::DISPATCH_PER_CPU != 0;
         let message = Message {
             command: command::ACTION,
-            pid: if per_cpu { reader(batch, packet) } else { action.pid },
+            pid: if per_cpu {
+                reader(batch, packet)
+            } else {
+                action.pid
+            },
             userdata: action.userdata.as_deref(),
             actions: action.want_actions.then_some(list),
             want_egress: action.egress_tun_port.is_some(),
@@ -117,13 +125,13 @@ impl Executor {
     pub(crate) fn finish_upcall(
         &mut self,
         batch: &Batch<'_>,
-        packet: Packet,
+        packet: Box<Packet>,
         sent: Result<(), DropReason>,
     ) {
         match sent {
             Ok(()) => {
                 batch.cell(packet.ingress, self.index).to_user.add(1);
-                self.pool.put(packet.frame);
+                self.recycle(packet);
             }
             Err(reason) => self.drop(batch, packet, reason),
         }
@@ -206,7 +214,10 @@ impl Upcaller {
             self.head.extend_from_slice(&tag.tci.to_be_bytes());
             rest = behind;
         }
-        match self.hub.upcall(message.pid, packet.ingress, &self.head, rest) {
+        match self
+            .hub
+            .upcall(message.pid, packet.ingress, &self.head, rest)
+        {
             Ok(delivery) => {
                 // Upcalls of other ports that made room were counted as sent before.
                 let lost = u64::from(delivery.displaced);
@@ -247,9 +258,15 @@ fn write_attributes(
         writer.u16(attribute::MRU, packet.mru);
     }
     if let Some(len) = truncated_from {
-        writer.u32(attribute::LEN, u32::try_from(len).map_err(|_| Errno::EFBIG)?);
+        writer.u32(
+            attribute::LEN,
+            u32::try_from(len).map_err(|_| Errno::EFBIG)?,
+        );
     }
-    writer.u64(attribute::HASH, u64::from(packet.hash) | HASH_SW | hash_l4(&packet.key));
+    writer.u64(
+        attribute::HASH,
+        u64::from(packet.hash) | HASH_SW | hash_l4(&packet.key),
+    );
     Ok(())
 }
 
@@ -276,7 +293,10 @@ fn pick(pids: &[u32], hash: u32) -> u32 {
     match pids.len() {
         0 => 0,
         // The low bits choose buckets elsewhere: take the high ones, scaled.
-        n => pids.get((u64::from(hash) * n as u64 >> 32) as usize).copied().unwrap_or(0),
+        n => pids
+            .get(((u64::from(hash) * n as u64) >> 32) as usize)
+            .copied()
+            .unwrap_or(0),
     }
 }
 

@@ -83,7 +83,9 @@ impl Vport {
             VportType::Netdev => (host.rx_errors.total(), failed, host.queue_full, refused),
             VportType::Internal => (failed, host.rx_errors.total(), refused, host.queue_full),
         };
-        [rx, tx, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped]
+        [
+            rx, tx, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped,
+        ]
     }
 }
 
@@ -126,7 +128,8 @@ impl VportSet {
     /// The port that was added by that name.
     pub fn by_name(&self, name: &str) -> Option<&Arc<Vport>> {
         // A rename takes a port out of the module's index by name, under both names.
-        self.iter().find(|port| &*port.name == name && port.renamed.load().is_none())
+        self.iter()
+            .find(|port| &*port.name == name && port.renamed.load().is_none())
     }
 
     /// The port whose device has that index.

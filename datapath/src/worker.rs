@@ -69,7 +69,12 @@ impl Workers {
         for number in 0..daemon.options.workers {
             let (sending, mail) = mailbox()?;
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-            epoll::add(&epoll, mail.as_fd(), EventData::new_u64(MAIL), EventFlags::IN)?;
+            epoll::add(
+                &epoll,
+                mail.as_fd(),
+                EventData::new_u64(MAIL),
+                EventFlags::IN,
+            )?;
             let executor = {
                 let daemon = Arc::clone(daemon);
                 move || {
@@ -80,9 +85,14 @@ impl Workers {
                     }
                 }
             };
-            let thread =
-                std::thread::Builder::new().name(format!("worker-{number}")).spawn(executor)?;
-            self.lock().push(Worker { mail: sending, thread, ports: Vec::new() });
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(executor)?;
+            self.lock().push(Worker {
+                mail: sending,
+                thread,
+                ports: Vec::new(),
+            });
         }
         Ok(())
     }
@@ -108,9 +118,15 @@ impl Workers {
     /// Takes a port's queues away, and waits until they are closed.
     pub fn remove(&self, port: &Arc<Vport>) {
         let (done, closed) = channel();
-        for worker in self.lock().iter_mut().filter(|w| w.ports.contains(&address(port))) {
+        for worker in self
+            .lock()
+            .iter_mut()
+            .filter(|w| w.ports.contains(&address(port)))
+        {
             worker.ports.retain(|known| *known != address(port));
-            worker.mail.send(Command::Remove(address(port), done.clone()));
+            worker
+                .mail
+                .send(Command::Remove(address(port), done.clone()));
         }
         drop(done);
         // Ends when every worker asked has dropped its sender.
@@ -159,17 +175,32 @@ impl<'d> Loop<'d> {
         daemon: &'d Daemon,
     ) -> Self {
         let frames = Vec::with_capacity(BATCH);
-        Self { executor, handle, mail, epoll, daemon, sources: Vec::new(), frames }
+        Self {
+            executor,
+            handle,
+            mail,
+            epoll,
+            daemon,
+            sources: Vec::new(),
+            frames,
+        }
     }
 
     fn run(mut self) {
         let mut events = Vec::with_capacity(64);
-        let no_wait = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let no_wait = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         loop {
             let busy = self.sources.iter().flatten().any(|source| source.ready);
             events.clear();
             let timeout = busy.then_some(&no_wait);
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout,
+            ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => {
                     tracing::error!("worker: epoll_wait: {errno}");
@@ -205,7 +236,10 @@ impl<'d> Loop<'d> {
                 Command::Add(source) => self.add(*source),
                 Command::Remove(port, done) => {
                     for slot in &mut self.sources {
-                        if slot.as_ref().is_some_and(|source| address(&source.port) == port) {
+                        if slot
+                            .as_ref()
+                            .is_some_and(|source| address(&source.port) == port)
+                        {
                             // Closing the descriptor takes it out of the epoll set.
                             *slot = None;
                         }
@@ -234,7 +268,10 @@ impl<'d> Loop<'d> {
         };
         let data = EventData::new_u64(index as u64);
         if let Err(errno) = epoll::add(&self.epoll, source.queue.as_fd(), data, EventFlags::IN) {
-            tracing::error!("port {}: epoll: {errno}: its packets are lost", source.port.name);
+            tracing::error!(
+                "port {}: epoll: {errno}: its packets are lost",
+                source.port.name
+            );
             return;
         }
         if let Some(slot) = self.sources.get_mut(index) {
@@ -249,7 +286,9 @@ impl<'d> Loop<'d> {
         if !source.ready {
             return;
         }
-        let status = source.queue.receive(&mut self.executor.pool, &mut self.frames, BATCH);
+        let status = source
+            .queue
+            .receive(&mut self.executor.pool, &mut self.frames, BATCH);
         let number = source.port.number;
         let (gone, lost) = match status {
             Ok(RxStatus::Open { more, errors }) => {
@@ -276,7 +315,10 @@ impl<'d> Loop<'d> {
             self.executor.flush(&batch);
         }
         if gone {
-            let notice = Notice::Gone { datapath: source.datapath.ifindex, port: number };
+            let notice = Notice::Gone {
+                datapath: source.datapath.ifindex,
+                port: number,
+            };
             self.sources[index] = None;
             self.daemon.devices.notify(notice);
         }

@@ -59,7 +59,9 @@ pub(super) fn handle(
         }
         command::GET => {
             let datapath = find(daemon, request, &attrs)?;
-            answer.reply(command::GET, datapath.ifindex, |writer| write(writer, &datapath))?;
+            answer.reply(command::GET, datapath.ifindex, |writer| {
+                write(writer, &datapath)
+            })?;
             Ok(())
         }
         _ => Err(Errno::EOPNOTSUPP.into()),
@@ -75,9 +77,15 @@ fn new(
     let name = attrs.require(attribute::NAME)?.name(15)?;
     let pids = attrs.require(attribute::UPCALL_PID)?.payload;
     let upcall_pids = port_ids(pids.get(..4).unwrap_or(pids))?;
-    let ifindex = attrs.get(attribute::IFINDEX).map(|attr| attr.u32()).transpose()?;
+    let ifindex = attrs
+        .get(attribute::IFINDEX)
+        .map(|attr| attr.u32())
+        .transpose()?;
     let configuration = daemon.configure();
-    let mut settings = Settings { masks_cache_size: MASK_CACHE_DEFAULT, ..Settings::default() };
+    let mut settings = Settings {
+        masks_cache_size: MASK_CACHE_DEFAULT,
+        ..Settings::default()
+    };
     apply(&mut settings, attrs)?;
     check_device_name(name)?;
     let made = with_context(daemon, |context| {
@@ -116,18 +124,19 @@ fn find(
     .ok_or(Errno::ENODEV)
 }
 
-fn change(
-    daemon: &Daemon,
-    datapath: &Datapath,
-    attrs: &Attributes<'_>,
-) -> Result<(), Failure> {
+fn change(daemon: &Daemon, datapath: &Datapath, attrs: &Attributes<'_>) -> Result<(), Failure> {
     let mut settings = Settings::clone(&datapath.settings.load());
     apply(&mut settings, attrs)?;
     let cache = settings.masks_cache_size;
     datapath.settings.store(Arc::new(settings));
     with_context(daemon, |context| {
-        let table = datapath.table.acquire(&context.handle).ok_or(Errno::ENODEV)?;
-        table.set_masks_cache_size(cache).map_err(|_bad_size| Errno::ERANGE)?;
+        let table = datapath
+            .table
+            .acquire(&context.handle)
+            .ok_or(Errno::ENODEV)?;
+        table
+            .set_masks_cache_size(cache)
+            .map_err(|_bad_size| Errno::ERANGE)?;
         Ok(())
     })
 }
@@ -140,7 +149,9 @@ fn update(datapath: &Datapath, change: impl FnOnce(&mut Settings)) {
 
 /// What the attributes of NEW and SET ask for. Features that aren't mentioned are off afterwards.
 fn apply(settings: &mut Settings, attrs: &Attributes<'_>) -> Result<(), Errno> {
-    let wanted = attrs.get(attribute::USER_FEATURES).map_or(Ok(0), |attr| attr.u32())?;
+    let wanted = attrs
+        .get(attribute::USER_FEATURES)
+        .map_or(Ok(0), |attr| attr.u32())?;
     if wanted & !features::SUPPORTED != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -204,7 +215,10 @@ fn pair(first: u32, second: u32) -> [u8; 8] {
 
 /// A dump of all datapaths.
 pub(super) fn dump(daemon: &Arc<Daemon>) -> impl Dump + use<> {
-    DatapathDump { daemon: Arc::clone(daemon), after: None }
+    DatapathDump {
+        daemon: Arc::clone(daemon),
+        after: None,
+    }
 }
 
 struct DatapathDump {
@@ -221,8 +235,9 @@ impl Dump for DatapathDump {
             if self.after.is_some_and(|after| datapath.ifindex <= after) {
                 continue;
             }
-            let fit = part
-                .message(command::GET, datapath.ifindex, |writer| write(writer, &datapath))?;
+            let fit = part.message(command::GET, datapath.ifindex, |writer| {
+                write(writer, &datapath)
+            })?;
             match fit {
                 Fit::Written => self.after = Some(datapath.ifindex),
                 Fit::Full => return Ok(false),

@@ -73,7 +73,12 @@ fn new(
     let mask_attr = attrs.get(attribute::MASK).map(|attr| attr.payload);
     let (key, mask) = codec::key::parse_match(key_attr.payload, mask_attr, LIMITS)?;
     let name = name(attrs)?;
-    let actions = Arc::new(codec::action::parse(actions_attr.payload, &key, &mask, LIMITS)?);
+    let actions = Arc::new(codec::action::parse(
+        actions_attr.payload,
+        &key,
+        &mask,
+        LIMITS,
+    )?);
     let wants = UfidFlags::parse(attrs.get(attribute::UFID_FLAGS))?;
     let new = NewFlow::new(name, &key, &mask, Arc::clone(&actions));
     let id = new.id.clone();
@@ -150,9 +155,12 @@ fn set(
             return Err(Failure::from(Errno::EINVAL)
                 .message("Flow actions can only be set with a flow key."));
         }
-        (Some(attr), Some((key, mask))) => {
-            Some(Arc::new(codec::action::parse(attr.payload, key, mask, LIMITS)?))
-        }
+        (Some(attr), Some((key, mask))) => Some(Arc::new(codec::action::parse(
+            attr.payload,
+            key,
+            mask,
+            LIMITS,
+        )?)),
     };
     let clear = attrs.get(attribute::CLEAR).is_some();
     let wants = UfidFlags::parse(attrs.get(attribute::UFID_FLAGS))?;
@@ -213,7 +221,9 @@ fn get(
         let guard = context.handle.pin();
         let table = datapath.table.load(&guard).ok_or(Errno::ENODEV)?;
         let flow = find(table, ufid.as_ref(), key.as_ref(), &guard).ok_or(Errno::ENOENT)?;
-        answer.reply(command::GET, request.dp_ifindex, |writer| write(writer, flow, wants))?;
+        answer.reply(command::GET, request.dp_ifindex, |writer| {
+            write(writer, flow, wants)
+        })?;
         Ok(())
     })
 }
@@ -257,7 +267,10 @@ fn with_table(
 ) -> Result<(), Failure> {
     let datapath = daemon.by_ifindex(request.dp_ifindex).ok_or(Errno::ENODEV)?;
     with_context(daemon, |context| {
-        let table = datapath.table.acquire(&context.handle).ok_or(Errno::ENODEV)?;
+        let table = datapath
+            .table
+            .acquire(&context.handle)
+            .ok_or(Errno::ENODEV)?;
         work(&table, &context.handle)
     })
 }
@@ -341,7 +354,12 @@ pub(super) fn dump(
         let table = datapath.table.load(&guard).ok_or(Errno::ENODEV)?;
         Ok(table.dump_start())
     })?;
-    Ok(FlowDump { daemon: Arc::clone(daemon), ifindex: datapath.ifindex, cursor, wants })
+    Ok(FlowDump {
+        daemon: Arc::clone(daemon),
+        ifindex: datapath.ifindex,
+        cursor,
+        wants,
+    })
 }
 
 /// Holds a cursor, not the table: a client that reads slowly keeps nothing alive.
@@ -355,14 +373,19 @@ struct FlowDump {
 impl Dump for FlowDump {
     fn fill(&mut self, part: &mut DumpPart<'_>) -> Result<bool, Errno> {
         let datapath = self.daemon.by_ifindex(self.ifindex).ok_or(Errno::ENODEV)?;
-        let Self { daemon, ifindex, cursor, wants } = self;
+        let Self {
+            daemon,
+            ifindex,
+            cursor,
+            wants,
+        } = self;
         let filled = with_context(daemon, |context| {
             let guard = context.handle.pin();
             let table = datapath.table.load(&guard).ok_or(Errno::ENODEV)?;
             let mut failed = None;
             let state = table.dump(cursor, &guard, |flow| {
-                let fit = part
-                    .message(command::GET, *ifindex, |writer| write(writer, flow, *wants));
+                let fit =
+                    part.message(command::GET, *ifindex, |writer| write(writer, flow, *wants));
                 match fit {
                     Ok(Fit::Written) => ControlFlow::Continue(()),
                     Ok(Fit::Full) => ControlFlow::Break(()),

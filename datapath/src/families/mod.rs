@@ -91,7 +91,10 @@ pub(crate) fn with_context<R>(
             Some((owner, context)) if *owner == address => context,
             _ => {
                 let handle = daemon.reclaimer.register();
-                let context = Context { executor: daemon.new_executor()?, handle };
+                let context = Context {
+                    executor: daemon.new_executor()?,
+                    handle,
+                };
                 &mut slot.insert((address, context)).1
             }
         };
@@ -117,7 +120,10 @@ pub(crate) fn port_ids(payload: &[u8]) -> Result<Vec<u32>, Errno> {
     if payload.is_empty() || !words.remainder().is_empty() {
         return Err(Errno::EINVAL);
     }
-    Ok(words.filter_map(|word| word.first_chunk().copied()).map(u32::from_ne_bytes).collect())
+    Ok(words
+        .filter_map(|word| word.first_chunk().copied())
+        .map(u32::from_ne_bytes)
+        .collect())
 }
 
 /// The same as attribute payload.
@@ -130,7 +136,10 @@ pub(crate) fn cpu_ids() -> usize {
     std::fs::read_to_string("/sys/devices/system/cpu/possible")
         .ok()
         .and_then(|text| text.trim().rsplit(['-', ',']).next()?.parse::<usize>().ok())
-        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
+        .map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            |last| last + 1,
+        )
 }
 
 #[cfg(test)]
@@ -142,7 +151,17 @@ mod tests {
         for good in ["br0", "in%d", "a.b", "123456789012345"] {
             assert_eq!(check_device_name(good), Ok(()), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "1234567890123456", "a%s", "%d%d"] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "1234567890123456",
+            "a%s",
+            "%d%d",
+        ] {
             assert_eq!(check_device_name(bad), Err(Errno::EINVAL), "{bad}");
         }
     }

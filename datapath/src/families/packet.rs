@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use ::flow::extract::{self, Metadata, PacketType};
-use ::flow::key::Key;
 use frame::Frame;
 use netlink::attr::Table;
 use netlink::{Errno, Failure, Request};
@@ -28,12 +27,19 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
     let key_attr = attrs.require(attribute::KEY)?;
     let actions_attr = attrs.require(attribute::ACTIONS)?;
     let metadata = codec::key::parse_metadata(key_attr.payload, LIMITS)?;
-    let mru = attrs.get(attribute::MRU).map_or(Ok(0), |attr| attr.u16())?;
-    let hash = attrs.get(attribute::HASH).map(|attr| attr.u64()).transpose()?;
-    let upcall_pid = attrs.get(attribute::UPCALL_PID).map(|attr| attr.u32()).transpose()?;
-
-    let mut frame = Frame::from_bytes(bytes);
     let known = metadata.key;
+    let mru = attrs.get(attribute::MRU).map_or(Ok(0), |attr| attr.u16())?;
+    let hash = attrs
+        .get(attribute::HASH)
+        .map(|attr| attr.u64())
+        .transpose()?;
+    let upcall_pid = attrs
+        .get(attribute::UPCALL_PID)
+        .map(|attr| attr.u32())
+        .transpose()?;
+
+    let mut packet = Box::<Packet>::default();
+    packet.renew(Frame::from_bytes(bytes), known.in_port);
     let meta = Metadata {
         in_port: known.in_port,
         skb_mark: known.skb_mark,
@@ -47,30 +53,20 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
         tunnel: (known.tunnel.family != 0).then(|| Box::new(known.tunnel)),
         ct: None,
     };
-    let mut key = Key::ZERO;
-    let layers =
-        extract::extract(&mut frame, &meta, &mut key).map_err(|_short| Errno::EINVAL)?;
-    metadata.check(&key)?;
-    let actions = codec::action::parse_exact(actions_attr.payload, &key, LIMITS)?;
+    packet.layers = extract::extract(&mut packet.frame, &meta, &mut packet.key)
+        .map_err(|_short| Errno::EINVAL)?;
+    metadata.check(&packet.key)?;
+    let actions = codec::action::parse_exact(actions_attr.payload, &packet.key, LIMITS)?;
+    packet.mru = mru;
+    packet.upcall_pid = upcall_pid;
 
     let datapath = daemon.by_ifindex(request.dp_ifindex).ok_or(Errno::ENODEV)?;
     with_context(daemon, |context| {
         let executor = &mut context.executor;
         // The low half is the hash that the upcall told: it keeps a packet at its reader.
-        let hash = match hash {
+        packet.hash = match hash {
             Some(told) if told as u32 != 0 => told as u32,
-            _ => executor.hash(&key),
-        };
-        let packet = Packet {
-            frame,
-            key,
-            layers,
-            ingress: key.in_port,
-            hash,
-            truncate: 0,
-            mru,
-            upcall_pid,
-            egress: None,
+            _ => executor.hash(&packet.key),
         };
         let ports = datapath.ports.load();
         let guard = context.handle.pin();

@@ -51,7 +51,10 @@ pub(super) fn handle(
         command::SET => {
             let configuration = daemon.configure();
             let (datapath, port) = find(daemon, request, &attrs)?;
-            if attrs.get(attribute::TYPE).is_some_and(|attr| attr.u32() != Ok(port.kind.number())) {
+            if attrs
+                .get(attribute::TYPE)
+                .is_some_and(|attr| attr.u32() != Ok(port.kind.number()))
+            {
                 return Err(Errno::EINVAL.into());
             }
             if attrs.get(attribute::OPTIONS).is_some() {
@@ -77,8 +80,9 @@ pub(super) fn handle(
         }
         command::GET => {
             let (datapath, port) = find(daemon, request, &attrs)?;
-            answer
-                .reply(command::GET, datapath.ifindex, |writer| write(writer, &datapath, &port))?;
+            answer.reply(command::GET, datapath.ifindex, |writer| {
+                write(writer, &datapath, &port)
+            })?;
             Ok(())
         }
         _ => Err(Errno::EOPNOTSUPP.into()),
@@ -110,11 +114,15 @@ fn wish<'a>(attrs: &Attributes<'a>) -> Result<Wish<'a>, Errno> {
     let name = attrs.require(attribute::NAME)?.name(15)?;
     let kind = attrs.require(attribute::TYPE)?.u32()?;
     let upcall_pids = attrs.require(attribute::UPCALL_PID)?.payload;
-    let number = attrs.get(attribute::PORT_NO).map_or(Ok(0), |attr| attr.u32())?;
+    let number = attrs
+        .get(attribute::PORT_NO)
+        .map_or(Ok(0), |attr| attr.u32())?;
     if number >= MAX_PORTS {
         return Err(Errno::EFBIG);
     }
-    let ifindex = attrs.get(attribute::IFINDEX).map_or(Ok(0), |attr| attr.u32())?;
+    let ifindex = attrs
+        .get(attribute::IFINDEX)
+        .map_or(Ok(0), |attr| attr.u32())?;
     Ok(Wish {
         name,
         kind,
@@ -173,7 +181,12 @@ fn find(
         return Err(Errno::EFBIG);
     }
     let datapath = daemon.by_ifindex(request.dp_ifindex).ok_or(Errno::ENODEV)?;
-    let port = datapath.ports.load().get(number).cloned().ok_or(Errno::ENODEV)?;
+    let port = datapath
+        .ports
+        .load()
+        .get(number)
+        .cloned()
+        .ok_or(Errno::ENODEV)?;
     Ok((datapath, port))
 }
 
@@ -198,7 +211,11 @@ pub fn write(writer: &mut Writer<'_>, datapath: &Datapath, port: &Vport) -> Resu
     writer.end(nest)?;
     let pids = port.upcall_pids.load();
     let all = datapath.settings.load().features & features::VPORT_PIDS != 0;
-    let shown = if all { &pids[..] } else { pids.get(..1).unwrap_or_default() };
+    let shown = if all {
+        &pids[..]
+    } else {
+        pids.get(..1).unwrap_or_default()
+    };
     writer.bytes(attribute::UPCALL_PID, &port_id_bytes(shown))
 }
 
@@ -208,7 +225,11 @@ pub(super) fn dump(
     request: &Request<'_>,
 ) -> Result<impl Dump + use<>, Errno> {
     let datapath = daemon.by_ifindex(request.dp_ifindex).ok_or(Errno::ENODEV)?;
-    Ok(VportDump { daemon: Arc::clone(daemon), ifindex: datapath.ifindex, next: 0 })
+    Ok(VportDump {
+        daemon: Arc::clone(daemon),
+        ifindex: datapath.ifindex,
+        next: 0,
+    })
 }
 
 struct VportDump {
@@ -224,8 +245,9 @@ impl Dump for VportDump {
         let datapath = self.daemon.by_ifindex(self.ifindex).ok_or(Errno::ENODEV)?;
         let ports = datapath.ports.load();
         for port in ports.iter_from(self.next) {
-            let fit = part
-                .message(command::GET, self.ifindex, |writer| write(writer, &datapath, port))?;
+            let fit = part.message(command::GET, self.ifindex, |writer| {
+                write(writer, &datapath, port)
+            })?;
             match fit {
                 Fit::Written => self.next = port.number + 1,
                 Fit::Full => return Ok(false),
