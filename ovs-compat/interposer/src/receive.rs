@@ -5,6 +5,11 @@
 //! the send returns. So while the newest barrier's ack is outstanding, a receive that finds
 //! nothing waits. Older acks are left overs of exchanges that nobody read to their end: they are
 //! swallowed and end nothing.
+//!
+//! What can be seen of it: an ack that is left makes `poll` say "readable" once too often, as a
+//! datagram with a bad checksum does elsewhere. Who then receives with `MSG_DONTWAIT` (or
+//! O_NONBLOCK), as Open vSwitch does, gets EAGAIN; who blocks, blocks until something comes. It
+//! can't be taken away early: between a look and a take another thread may be faster.
 
 use core::ffi::c_int;
 

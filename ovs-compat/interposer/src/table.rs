@@ -329,6 +329,7 @@ fn saw(fd: c_int) {
 
 fn set(fd: c_int, value: u16) {
     if let Some(entry) = entry(fd) {
+        saw(fd);
         release(entry.swap(value, AcqRel));
     }
 }
@@ -340,7 +341,6 @@ pub fn register(fd: c_int, name: connect::Name) -> Result<(), sys::Errno> {
     }
     let socket = sys::socket_cookie(fd).ok_or(libc::ENOTSOCK)?;
     let value = claim(socket, name).ok_or(libc::ENFILE)?;
-    saw(fd);
     set(fd, value);
     Ok(())
 }
@@ -382,9 +382,6 @@ pub fn duplicated(old: c_int, new: c_int) {
     });
     // FOREIGN isn't copied: a vforked child may have seen `old` as something else.
     set(new, if slot.is_some() { value } else { UNKNOWN });
-    if slot.is_some() {
-        saw(new);
-    }
 }
 
 /// Gives each descriptor of this slot's socket to somebody else: `f` makes its number mean
