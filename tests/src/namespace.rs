@@ -212,7 +212,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if let Err(error) = ip(["netns", "del", &self.name]) {
+        let mut command = Command::new("ip");
+        command.args(["netns", "del", &self.name]);
+        if let Err(error) = process::run_anyway(command).and_then(Ran::ok) {
             eprintln!("namespace {} is left behind: {error:#}", self.name);
         }
     }

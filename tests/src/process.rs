@@ -150,7 +150,19 @@ fn reader(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Strin
 ///
 /// # Errors
 /// It can't be started, or runs longer than `limit` (it is then killed).
-pub fn run(mut command: Command, limit: Duration) -> Result<Ran> {
+pub fn run(command: Command, limit: Duration) -> Result<Ran> {
+    run_while(command, limit, &|| !interrupted())
+}
+
+/// Runs a program that tidies up: also after [`interrupt`].
+///
+/// # Errors
+/// As [`run`].
+pub fn run_anyway(command: Command) -> Result<Ran> {
+    run_while(command, LIMIT, &|| true)
+}
+
+fn run_while(mut command: Command, limit: Duration, on: &dyn Fn() -> bool) -> Result<Ran> {
     let line = line(&command);
     sys::die_with_parent(&mut command);
     let mut child = command
@@ -162,7 +174,7 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Ran> {
         .with_context(|| format!("`{line}` can't be started"))?;
     let stdout = child.stdout.take().map(reader);
     let stderr = child.stderr.take().map(reader);
-    let ended = wait_child(&mut child, limit);
+    let ended = wait_child(&mut child, limit, on);
     if !matches!(ended, Ok(Some(_))) {
         let _ = child.kill();
         let _ = child.wait();
@@ -178,13 +190,17 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Ran> {
             stdout,
             stderr,
         }),
-        None if interrupted() => bail!("`{line}`: interrupted"),
+        None if !on() => bail!("`{line}`: interrupted"),
         None => bail!("`{line}` still ran after {limit:?}\n{stdout}{stderr}"),
     }
 }
 
-/// The exit status, or none if `limit` passed or [`interrupt`] was called.
-fn wait_child(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+/// The exit status, or none if `limit` passed or `on` no longer holds.
+fn wait_child(
+    child: &mut Child,
+    limit: Duration,
+    on: &dyn Fn() -> bool,
+) -> Result<Option<ExitStatus>> {
     let deadline = Instant::now() + limit;
     let pid = Pid::from_child(child);
     let handle = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
@@ -193,7 +209,7 @@ fn wait_child(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> 
             return Ok(Some(status));
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || interrupted() {
+        if left.is_zero() || !on() {
             return Ok(None);
         }
         let step = left.min(Duration::from_millis(200));
@@ -263,7 +279,7 @@ impl Process {
     /// # Errors
     /// It still runs after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        match wait_child(&mut self.child, limit)? {
+        match wait_child(&mut self.child, limit, &|| !interrupted())? {
             Some(status) => Ok(status),
             None => bail!("`{}` still ran after {limit:?}", self.line),
         }

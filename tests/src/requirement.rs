@@ -36,6 +36,11 @@ pub fn missing_packages() -> Vec<&'static str> {
     missing
 }
 
+/// Whether we are root, in whatever user namespace.
+pub fn root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Whether the tests that need a system are to be skipped, by the environment.
 pub fn skip() -> bool {
     std::env::var_os("OVS_DPD_TESTS_SKIP_SYSTEM").is_some_and(|v| v == "1")
@@ -47,7 +52,7 @@ pub fn skip() -> bool {
 /// What is missing, and how to get it.
 pub fn check() -> Result<()> {
     const HINT: &str = "(OVS_DPD_TESTS_SKIP_SYSTEM=1 skips the tests that need a system)";
-    if !rustix::process::geteuid().is_root() {
+    if !root() {
         bail!("this test makes network namespaces and needs root {HINT}");
     }
     let missing = missing_packages();

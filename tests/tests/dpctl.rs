@@ -56,7 +56,7 @@ fn datapaths_and_interfaces_come_and_go() -> Result<()> {
             ("show dp2".to_owned(), "No such device"),
             ("add-if dp1 nosuch0".to_owned(), "No such device"),
             (format!("add-if dp1 {}", a.port()), "File exists"),
-            ("del-if dp1 lo".to_owned(), "is not"),
+            ("del-if dp1 lo".to_owned(), "no port named lo"),
         ] {
             let ran = lab.try_dpctl(&words)?;
             ensure!(!ran.status.success(), "`{words}` succeeded");

@@ -30,9 +30,7 @@ pub fn echo_at(
     listen: SocketAddr,
     length: usize,
 ) -> Result<()> {
-    let listener = to
-        .inside(|| TcpListener::bind(listen))?
-        .context("echo server")?;
+    let listener = super::bind(to, "echo server", || TcpListener::bind(listen))?;
     std::thread::scope(|scope| {
         let server = scope.spawn(move || -> Result<()> {
             let (mut stream, _) = listener.accept()?;

@@ -46,9 +46,7 @@ impl Stream {
         address: SocketAddr,
         per_second: u32,
     ) -> Result<Self> {
-        let receiver = to
-            .inside(|| UdpSocket::bind(address))?
-            .context("receiver")?;
+        let receiver = super::bind(to, "receiver", || UdpSocket::bind(address))?;
         let any: SocketAddr = if address.is_ipv4() {
             ([0, 0, 0, 0], 0).into()
         } else {
