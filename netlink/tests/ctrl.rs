@@ -5,6 +5,9 @@
 //! which stand outside of what the kernel assigns; the port id of the client (`nlmsg_pid`). The
 //! dump of all families lists only ours. Everything else is byte for byte.
 
+// Clippy knows only #[test] functions as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use common::{Fixture, header};

@@ -1,5 +1,8 @@
 //! Clients that mean harm, or are just broken: none of them delays another, and each is bounded.
 
+// Clippy knows only #[test] functions as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};

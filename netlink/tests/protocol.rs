@@ -1,6 +1,9 @@
 //! What goes back for what comes in, over the real socket: acks, errors, order, dumps, lanes,
 //! notifications, privilege.
 
+// Clippy knows only #[test] functions as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,11 @@
 //! A client that speaks the transport, and a datapath that does what its requests' dp_ifindex says.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs
+)]
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
