@@ -18,7 +18,7 @@ pub(crate) fn chunks(key: &Key) -> &Chunks {
 }
 
 #[inline]
-fn chunk(chunks: &Chunks, index: u8) -> u64 {
+pub(crate) fn chunk(chunks: &Chunks, index: u8) -> u64 {
     u64::from_ne_bytes(chunks[usize::from(index)])
 }
 
@@ -112,6 +112,16 @@ impl Mask {
             out[usize::from(at)] = value.to_ne_bytes();
         }
         zerocopy::transmute!(out)
+    }
+
+    /// Where among the chunks in use the chunk with this index is.
+    pub(crate) fn place(&self, index: u8) -> Option<usize> {
+        self.index.binary_search(&index).ok()
+    }
+
+    /// The bits of the chunks in use.
+    pub(crate) fn bits(&self) -> &[u64] {
+        &self.bits
     }
 
     /// The chunks in use: index and bits.

@@ -15,7 +15,7 @@
 //! # Structure
 //! Flows lie in numbered slots that don't move ([`slots`]); two kinds of hash index name them by
 //! number: one over all ids, and one for each mask (a subtable), searched with the packet's key under
-//! that mask. A flush puts a new, empty set of all this in place at once ([`Contents`]).
+//! that mask. Which masks are worth searching for a packet a tree tells ([`tree`]). A flush puts a new, empty set of all this in place at once ([`Contents`]).
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -37,6 +37,7 @@ use seed::Seed;
 use slots::Slots;
 use subtable::Row;
 pub(crate) use subtable::Subtable;
+use tree::Node;
 use writer::Masks;
 
 mod dump;
@@ -47,6 +48,7 @@ mod reclaim;
 mod seed;
 mod slots;
 mod subtable;
+mod tree;
 mod writer;
 mod zeroed;
 
@@ -55,7 +57,11 @@ struct Contents {
     slots: Arc<Slots>,
     /// By [`FlowId`].
     ids: Index,
+    /// All masks.
     subtables: Protected<Row>,
+    /// Which of them a packet can match, and those that aren't in the tree.
+    tree: Protected<Node>,
+    wide: Protected<Node>,
 }
 
 impl Contents {
@@ -64,6 +70,8 @@ impl Contents {
             slots: Arc::new(Slots::new()),
             ids: Index::new(),
             subtables: Protected::new(Row::new(std::iter::empty::<Arc<Subtable>>())),
+            tree: Protected::new(Node::empty()),
+            wide: Protected::new(Node::empty()),
         })
     }
 
@@ -88,17 +96,27 @@ impl Contents {
         )
     }
 
-    /// Search all masks: the flow, the place of its subtable, how many masks were looked at.
+    /// Search the masks that the key can match: the flow and its subtable, and how many were looked at.
     #[inline]
-    fn search(&self, seed: &Seed, key: &Key) -> (Option<(usize, &Subtable, &Flow)>, u64) {
+    fn search(&self, seed: &Seed, key: &Key) -> (Option<(&Subtable, &Flow)>, u64) {
         let mut looked_at = 0;
-        for (place, subtable) in self.subtables.load().iter() {
-            looked_at += 1;
-            if let Some(flow) = subtable.find(&self.slots, seed, key) {
-                return (Some((place, subtable, flow)), looked_at);
+        for subtables in [&self.tree, &self.wide] {
+            for subtable in subtables.load().leaf(key) {
+                looked_at += 1;
+                if let Some(flow) = subtable.find(&self.slots, seed, key) {
+                    return (Some((subtable, flow)), looked_at);
+                }
             }
         }
         (None, looked_at)
+    }
+
+    /// Search all masks in turn.
+    fn scan(&self, seed: &Seed, key: &Key) -> Option<&Flow> {
+        self.subtables
+            .load()
+            .iter()
+            .find_map(|subtable| subtable.find(&self.slots, seed, key))
     }
 }
 
@@ -259,24 +277,23 @@ impl FlowTable {
         } else {
             (hash ^ key.recirc_id.wrapping_mul(0x9e37_79b1)).max(1)
         };
-        if let Some(place) = cache.get(hash) {
-            if let Some(subtable) = contents.subtables.load().get(place as usize) {
-                counters.mask_hit += 1;
-                if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
-                    counters.hit += 1;
-                    counters.cache_hit += 1;
-                    cache.sample(subtable);
-                    return Some(flow);
-                }
+        if let Some(place) = cache.get(hash)
+            && let Some(subtable) = contents.subtables.load().get(place)
+        {
+            counters.mask_hit += 1;
+            if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
+                counters.hit += 1;
+                counters.cache_hit += 1;
+                cache.sample(subtable);
+                return Some(flow);
             }
         }
         let (found, looked_at) = contents.search(&self.seed, key);
         counters.mask_hit += looked_at;
         match found {
-            Some((place, subtable, flow)) => {
+            Some((subtable, flow)) => {
                 counters.hit += 1;
-                // Rows have as many places as there are masks, far below 2^32.
-                cache.put(hash, place as u32);
+                cache.put(hash, subtable.place());
                 cache.sample(subtable);
                 Some(flow)
             }
@@ -285,6 +302,16 @@ impl FlowTable {
                 None
             }
         }
+    }
+
+    /// What [`FlowTable::lookup`] finds, or another flow that matches as well: by searching all masks in
+    /// turn. The oracle of the faster search, and what it is measured against.
+    ///
+    /// # Panics
+    /// If `guard` isn't a pin of the table's reclaimer.
+    #[must_use]
+    pub fn scan<'g>(&'g self, key: &Key, guard: &'g Guard) -> Option<&'g Flow> {
+        self.contents(guard).scan(&self.seed, key)
     }
 
     /// The flow named by this id.
@@ -336,3 +363,6 @@ impl std::fmt::Debug for FlowTable {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
 //! Statistics are exact, whoever counts, and start anew when cleared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in helpers of tests
 
 mod table_common;
 

@@ -4,6 +4,7 @@
 //!
 //! That these checks can fail is shown too: the same run with a writer that takes a flow out before it
 //! puts its successor in (`Writers::Broken`) has to be caught.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in helpers of tests
 
 mod table_common;
 

@@ -68,10 +68,11 @@ impl FlowTable {
         // Slots that come into use from now on hold only flows that are too young.
         let high = slots.high();
         while cursor.next < high {
-            if let Some((birth, flow)) = slots.get(cursor.next) {
-                if birth.get() <= cursor.newest && visit(flow).is_break() {
-                    return Ok(DumpPart::More);
-                }
+            if let Some((birth, flow)) = slots.get(cursor.next)
+                && birth.get() <= cursor.newest
+                && visit(flow).is_break()
+            {
+                return Ok(DumpPart::More);
             }
             cursor.next += 1;
         }

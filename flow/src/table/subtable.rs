@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use crossbeam_utils::CachePadded;
 
@@ -22,6 +22,8 @@ use crate::mask::Mask;
 pub(crate) struct Subtable {
     pub(crate) mask: Arc<Mask>,
     pub(crate) index: Index,
+    /// Where it stands in the row; a hint to readers.
+    pub(crate) place: AtomicU32,
     /// Packets that matched, sampled. Executors write here, seldom; so not beside the mask.
     pub(crate) used: CachePadded<AtomicU64>,
 }
@@ -31,8 +33,20 @@ impl Subtable {
         Arc::new(Self {
             mask,
             index: Index::new(),
+            place: AtomicU32::new(0),
             used: CachePadded::default(),
         })
+    }
+
+    /// Packets that matched, sampled.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// Where it stands in the row: what a mask cache remembers.
+    #[inline]
+    pub(crate) fn place(&self) -> u32 {
+        self.place.load(Relaxed)
     }
 
     /// The flow of this mask that matches.
@@ -70,29 +84,31 @@ impl Row {
     }
 
     #[inline]
-    pub(crate) fn get(&self, place: usize) -> Option<&Subtable> {
-        self.places.get(place)?.load()
+    pub(crate) fn get(&self, place: u32) -> Option<&Subtable> {
+        self.places.get(place as usize)?.load()
     }
 
     #[inline]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Subtable)> {
-        let used = self.places.iter().take(self.len.load(Acquire)).enumerate();
-        used.filter_map(|(place, subtable)| Some((place, subtable.load()?)))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Subtable> {
+        self.places
+            .iter()
+            .take(self.len.load(Acquire))
+            .filter_map(ProtectedOption::load)
     }
 
     /// For the writer: the place where it now stands. None if there is no room.
-    pub(crate) fn push(&self, subtable: &Arc<Subtable>) -> Option<usize> {
+    pub(crate) fn push(&self, subtable: &Arc<Subtable>) -> Option<u32> {
         let place = self.len.load(Relaxed);
         // The place was empty since the row was built, so nothing comes out.
         let none = self.places.get(place)?.replace(Some(Arc::clone(subtable)));
         debug_assert!(none.is_none());
         self.len.store(place + 1, Release);
-        Some(place)
+        u32::try_from(place).ok()
     }
 
     /// For the writer: leave a hole.
-    pub(crate) fn clear(&self, place: usize) -> Option<Garbage> {
-        self.places.get(place)?.replace(None)
+    pub(crate) fn clear(&self, place: u32) -> Option<Garbage> {
+        self.places.get(place as usize)?.replace(None)
     }
 
     pub(crate) fn len(&self) -> usize {

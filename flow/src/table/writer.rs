@@ -11,6 +11,7 @@ use hashbrown::HashTable;
 
 use super::reclaim::{Garbage, Reclaimer};
 use super::subtable::{Row, Subtable};
+use super::tree::{Change, Common, FEW_FLOWS, Member, Node, Pattern, Tree};
 use super::{Contents, FlowTable, PreparedFlow};
 use crate::action::ActionList;
 use crate::flow::{Flow, FlowId, Ufid};
@@ -21,9 +22,18 @@ use crate::mask::Mask;
 struct MaskEntry {
     hash: u32,
     subtable: Arc<Subtable>,
-    /// Where it stands in the row.
-    place: usize,
     flows: u32,
+    lying: Lying,
+}
+
+/// By what a mask lies in the tree.
+enum Lying {
+    /// Its flows, by their slots.
+    Flows(Vec<u32>),
+    /// What they have in common.
+    Common(Common),
+    /// Not at all; every packet searches it.
+    Wide,
 }
 
 /// The table's masks, each once. Behind the table's mutex.
@@ -32,6 +42,9 @@ pub(super) struct Masks {
     all: HashTable<MaskEntry>,
     /// Empty places in the row.
     holes: usize,
+    tree: Tree,
+    /// Those that aren't in the tree.
+    wide: Vec<Arc<Subtable>>,
 }
 
 /// Why a flow couldn't be inserted. It is given back.
@@ -128,7 +141,7 @@ impl<'t> Writer<'t> {
         self.contents()
             .search(&self.table.seed, key)
             .0
-            .map(|(_, _, flow)| flow)
+            .map(|(_, flow)| flow)
     }
 
     /// Install a flow: packets see it when this returns.
@@ -177,13 +190,12 @@ impl<'t> Writer<'t> {
         subtable
             .index
             .insert(flow.hash, flow.slot, hash_of(contents), &mut garbage);
-        // A new subtable is shown with its flow inside.
         if fresh {
             masks.add(mask_hash, subtable, contents, &mut garbage);
             table.n_masks.store(masks.all.len() as u64, Relaxed);
-        } else if let Some(entry) = masks.entry_mut(mask_hash, &flow.mask) {
-            entry.flows += 1;
         }
+        // Packets see a subtable with its flow inside.
+        masks.lay(mask_hash, flow, contents, &mut garbage);
         table.n_flows.fetch_add(1, Relaxed);
         Ok(flow)
     }
@@ -215,11 +227,10 @@ impl<'t> Writer<'t> {
                 .subtable
                 .index
                 .remove(flow.hash, flow.slot, hash_of(contents), &mut garbage);
-            entry.flows -= 1;
-            if entry.flows == 0 {
-                masks.remove(mask_hash, &flow.mask, contents, &mut garbage);
-                self.table.n_masks.store(masks.all.len() as u64, Relaxed);
-            }
+        }
+        if masks.unlay(mask_hash, flow, contents, &mut garbage) {
+            masks.remove(mask_hash, &flow.mask, contents, &mut garbage);
+            self.table.n_masks.store(masks.all.len() as u64, Relaxed);
         }
         let id_hash = self.table.seed.id(&flow.id);
         contents
@@ -241,10 +252,14 @@ impl<'t> Writer<'t> {
 
     /// Order the masks by use, so that those in use are looked at first. Now and then, from outside.
     pub fn rebalance(&self) {
-        let mut garbage = self.bin.garbage.borrow_mut();
-        self.masks
-            .borrow_mut()
-            .rebuild(self.contents(), Order::Use, &mut garbage);
+        let (mut garbage, contents) = (self.bin.garbage.borrow_mut(), self.contents());
+        let masks = &mut **self.masks.borrow_mut();
+        masks.tree.order(&contents.tree, &mut garbage);
+        masks
+            .wide
+            .sort_by_cached_key(|subtable| Reverse(subtable.used()));
+        garbage.push(contents.wide.replace(Node::leaf_of(&masks.wide)));
+        masks.rebuild(contents, Order::Use, &mut garbage);
     }
 
     fn id_hash_of<'a>(&'a self, contents: &'a Contents) -> impl Fn(u32) -> Option<u32> + 'a {
@@ -284,7 +299,7 @@ impl Masks {
             .find_mut(hash.into(), |entry| *entry.subtable.mask == *mask)
     }
 
-    /// A new mask, with its first flow.
+    /// A new mask, without a flow yet.
     fn add(
         &mut self,
         hash: u32,
@@ -293,17 +308,163 @@ impl Masks {
         garbage: &mut Vec<Garbage>,
     ) {
         let place = contents.subtables.load().push(&subtable);
+        // Without a place: behind all others, until the row is built anew.
+        subtable.place.store(place.unwrap_or(u32::MAX), Relaxed);
         let entry = MaskEntry {
             hash,
             subtable,
-            place: place.unwrap_or(usize::MAX),
-            flows: 1,
+            flows: 0,
+            lying: Lying::Flows(Vec::new()),
         };
         self.all
             .insert_unique(hash.into(), entry, |entry| entry.hash.into());
         if place.is_none() {
             self.rebuild(contents, Order::Kept, garbage);
         }
+    }
+
+    /// Put a new flow of a known mask into the tree.
+    fn lay(&mut self, hash: u32, flow: &Flow, contents: &Contents, garbage: &mut Vec<Garbage>) {
+        let entry = self
+            .all
+            .find_mut(hash.into(), |entry| *entry.subtable.mask == *flow.mask);
+        let Some(MaskEntry {
+            subtable,
+            flows,
+            lying,
+            ..
+        }) = entry
+        else {
+            return;
+        };
+        let (tree, root, slots) = (&mut self.tree, &contents.tree, &*contents.slots);
+        let mut change = Change { slots, garbage };
+        *flows += 1;
+        let wide = match lying {
+            Lying::Wide => return,
+            Lying::Flows(few) if few.len() < FEW_FLOWS => {
+                few.push(flow.slot);
+                let pattern = Pattern::flow(&flow.mask, &flow.key);
+                let wide = tree.is_wide(&pattern);
+                if !wide {
+                    tree.insert(
+                        root,
+                        subtable,
+                        &pattern,
+                        Member::Flow(flow.slot),
+                        &mut change,
+                    );
+                }
+                wide
+            }
+            Lying::Flows(few) => {
+                let few = std::mem::take(few);
+                let mut common = Common::of(&flow.mask, &flow.key);
+                for (_, other) in few.iter().filter_map(|slot| slots.get(*slot)) {
+                    common.narrow(&other.key);
+                }
+                let pattern = common.pattern(&flow.mask);
+                let wide = tree.is_wide(&pattern);
+                // Readers find the mask by one or the other at any time.
+                if wide {
+                    self.wide.push(Arc::clone(subtable));
+                    change
+                        .garbage
+                        .push(contents.wide.replace(Node::leaf_of(&self.wide)));
+                } else {
+                    tree.insert(root, subtable, &pattern, Member::Common, &mut change);
+                }
+                unlay_flows(tree, subtable, &few, contents, &mut change);
+                *lying = if wide {
+                    Lying::Wide
+                } else {
+                    Lying::Common(common)
+                };
+                return;
+            }
+            Lying::Common(common) => {
+                let before = common.clone();
+                if !common.narrow(&flow.key) {
+                    return;
+                }
+                let pattern = common.pattern(&flow.mask);
+                let wide = tree.is_wide(&pattern);
+                if !wide {
+                    tree.insert(root, subtable, &pattern, Member::Common, &mut change);
+                } else {
+                    // It lies where it did before.
+                    *common = before;
+                }
+                wide
+            }
+        };
+        if wide {
+            self.wide.push(Arc::clone(subtable));
+            change
+                .garbage
+                .push(contents.wide.replace(Node::leaf_of(&self.wide)));
+            match std::mem::replace(lying, Lying::Wide) {
+                Lying::Flows(few) => unlay_flows(tree, subtable, &few, contents, &mut change),
+                Lying::Common(common) => {
+                    let pattern = common.pattern(&flow.mask);
+                    tree.remove(root, subtable, &pattern, Member::Common, &mut change);
+                }
+                Lying::Wide => {}
+            }
+        }
+    }
+
+    /// Take a flow out of the tree again. True if it was its mask's last.
+    fn unlay(
+        &mut self,
+        hash: u32,
+        flow: &Flow,
+        contents: &Contents,
+        garbage: &mut Vec<Garbage>,
+    ) -> bool {
+        let entry = self
+            .all
+            .find_mut(hash.into(), |entry| *entry.subtable.mask == *flow.mask);
+        let Some(MaskEntry {
+            subtable,
+            flows,
+            lying,
+            ..
+        }) = entry
+        else {
+            return false;
+        };
+        let mut change = Change {
+            slots: &contents.slots,
+            garbage,
+        };
+        *flows -= 1;
+        match lying {
+            Lying::Flows(few) => {
+                few.retain(|slot| *slot != flow.slot);
+                unlay_flows(
+                    &mut self.tree,
+                    subtable,
+                    &[flow.slot],
+                    contents,
+                    &mut change,
+                );
+            }
+            Lying::Common(common) if *flows == 0 => {
+                let pattern = common.pattern(&flow.mask);
+                let root = &contents.tree;
+                self.tree
+                    .remove(root, subtable, &pattern, Member::Common, &mut change);
+            }
+            Lying::Wide if *flows == 0 => {
+                self.wide.retain(|other| !Arc::ptr_eq(other, subtable));
+                change
+                    .garbage
+                    .push(contents.wide.replace(Node::leaf_of(&self.wide)));
+            }
+            Lying::Common(_) | Lying::Wide => {}
+        }
+        *flows == 0
     }
 
     /// A mask whose last flow went.
@@ -314,7 +475,7 @@ impl Masks {
         let Ok(entry) = entry else { return };
         let (gone, _) = entry.remove();
         let row = contents.subtables.load();
-        garbage.extend(row.clear(gone.place));
+        garbage.extend(row.clear(gone.subtable.place()));
         self.holes += 1;
         if self.holes > row.len() / 2 {
             self.rebuild(contents, Order::Kept, garbage);
@@ -324,19 +485,41 @@ impl Masks {
     fn rebuild(&mut self, contents: &Contents, order: Order, garbage: &mut Vec<Garbage>) {
         let mut entries: Vec<&mut MaskEntry> = self.all.iter_mut().collect();
         match order {
-            Order::Kept => entries.sort_unstable_by_key(|entry| entry.place),
+            Order::Kept => entries.sort_unstable_by_key(|entry| entry.subtable.place()),
             Order::Use => entries.sort_by_cached_key(|entry| {
                 // Halved each time: what was used long ago counts less and less.
-                let used = entry.subtable.used.load(Relaxed);
+                let used = entry.subtable.used();
                 entry.subtable.used.fetch_sub(used / 2, Relaxed);
-                (Reverse(used), entry.place)
+                (Reverse(used), entry.subtable.place())
             }),
         }
         let row = Row::new(entries.iter().map(|entry| Arc::clone(&entry.subtable)));
-        for (place, entry) in entries.iter_mut().enumerate() {
-            entry.place = place;
+        for (place, entry) in (0..).zip(entries) {
+            entry.subtable.place.store(place, Relaxed);
         }
         garbage.push(contents.subtables.replace(row));
         self.holes = 0;
+    }
+}
+
+fn unlay_flows(
+    tree: &mut Tree,
+    subtable: &Arc<Subtable>,
+    flows: &[u32],
+    contents: &Contents,
+    change: &mut Change<'_>,
+) {
+    for (slot, (_, flow)) in flows
+        .iter()
+        .filter_map(|&slot| Some((slot, contents.slots.get(slot)?)))
+    {
+        let pattern = Pattern::flow(&flow.mask, &flow.key);
+        tree.remove(
+            &contents.tree,
+            subtable,
+            &pattern,
+            Member::Flow(slot),
+            change,
+        );
     }
 }

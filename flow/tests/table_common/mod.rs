@@ -1,5 +1,6 @@
 //! A small world of keys, masks and actions, so that flows overlap and ids meet again.
 #![allow(dead_code)] // each test uses its part
+#![allow(clippy::expect_used, clippy::panic)] // a test's helpers may fail as tests do
 
 use std::sync::Arc;
 
