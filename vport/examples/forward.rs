@@ -86,6 +86,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             from.host_counters()
         );
     }
-    println!("{batches} batches, {sleeps} sleeps");
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let cpu = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+    let packets: u64 = queues.iter().map(|(_, outcome, _)| outcome.packets).sum();
+    println!(
+        "{batches} batches, {sleeps} sleeps, {cpu:.2} s of CPU: {:.0} ns a packet",
+        cpu * 1e9 / packets.max(1) as f64
+    );
     Ok(())
 }

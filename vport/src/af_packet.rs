@@ -13,8 +13,10 @@
 //!   is [`TxRefusal::TooLong`].
 //!
 //! # Priority and mark
-//! Of each frame they could be given by control messages of sendmsg(2): SO_MARK (Linux 4.18?),
-//! SO_PRIORITY (Linux 6.14); not done yet.
+//! A packet socket takes both per frame, as control messages of sendmsg(2) at SOL_SOCKET, also in a
+//! user namespace: SO_MARK, and from Linux 6.14 on SO_PRIORITY (tried on 6.18: a netdev egress chain
+//! matched both; an older kernel answers `EINVAL`, and has SO_PRIORITY per socket only). Frames carry
+//! neither yet.
 
 mod oversize;
 mod queue;
@@ -30,7 +32,7 @@ use rustix::net::sockopt;
 
 use crate::error::Error;
 use crate::hide::Hide;
-use crate::link::{self, Link};
+use crate::link::{self, Link, Which};
 use crate::open::AttachOptions;
 use crate::port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome, TxRefusal,
@@ -391,6 +393,22 @@ impl Port for AfPacket {
         if link.index == self.shared.face.index {
             self.shared.mtu.store(link.mtu, Relaxed);
         }
+    }
+
+    fn link(&self) -> Result<Link, Error> {
+        let shared = &self.shared;
+        let link = if shared.driver == Driver::Veth {
+            // The hidden end knows where the other is.
+            let hidden = link::by_index(shared.captured.index)?;
+            let index = hidden
+                .link
+                .ok_or_else(|| Error::new(libc::ENODEV, self.name()))?;
+            link::find(Which::Index(index), hidden.link_netnsid)?
+        } else {
+            link::by_index(shared.face.index)?
+        };
+        shared.mtu.store(link.mtu, Relaxed);
+        Ok(link)
     }
 
     fn netnsid(&self) -> Option<i32> {

@@ -187,7 +187,7 @@ pub enum RxStatus {
         errors: RxErrors,
     },
     /// The device is no more, or in another namespace: nothing will ever come again. Frames already
-    /// in `out` are good.
+    /// in `out` are good. The descriptor may stay readable: stop polling it, drop the queue.
     Gone,
 }
 
@@ -230,6 +230,16 @@ pub trait Port: Send + Sync {
     /// Tells the port what [`LinkEvent::New`](crate::LinkEvent) said about its device (MTU, flags).
     fn link_changed(&self, link: &Link);
 
+    /// The device as it is now: its name after a rename, its index and MTU also in another namespace.
+    /// (An MTU changed there is known to [`capabilities`](Self::capabilities) only after this was
+    /// called: no monitor of ours hears of it.) To be called in the namespace where the port was made.
+    ///
+    /// # Errors
+    /// `ENODEV`, `EBADFD`: it is no more.
+    fn link(&self) -> Result<Link, Error> {
+        crate::link::by_index(self.ifindex())
+    }
+
     /// Where an internal port's device now is: `None` in our own namespace, else the id by which
     /// our namespace knows the other (OVS_VPORT_ATTR_NETNSID).
     fn netnsid(&self) -> Option<i32> {
@@ -238,7 +248,9 @@ pub trait Port: Send + Sync {
 }
 
 /// One receive queue of a port. Its descriptor becomes readable when there is something to receive,
-/// and when the device vanishes. Level triggered.
+/// mostly when the device vanishes; where the kernel tells nobody (a packet socket on a device that
+/// went down first), [`LinkMonitor`](crate::LinkMonitor) does, and the next `receive` says
+/// [`RxStatus::Gone`]. Level triggered.
 pub trait RxQueue: Send + AsFd {
     /// Appends up to `max` frames to `out`, without blocking.
     ///

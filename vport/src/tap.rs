@@ -27,7 +27,7 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::internal::InternalOptions;
-use crate::link::{self, Link};
+use crate::link::{self, Link, Which};
 use crate::port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
 };
@@ -210,8 +210,11 @@ impl Port for Tap {
 
     fn host_counters(&self) -> HostCounters {
         let shared = &self.shared;
-        if let Ok(stats) = link::stats(shared.index, self.netnsid()) {
-            // Kept for when the device can't be asked any more.
+        let stats = tun::name(&shared.fd)
+            .map_err(|errno| Error::os(errno, self.name()))
+            .and_then(|name| link::find_stats(Which::Name(&name), self.netnsid()));
+        // Kept for when the device can't be asked any more.
+        if let Ok(stats) = stats {
             shared.queue_full.fetch_max(stats.tx_dropped, Relaxed);
         }
         HostCounters {
@@ -229,6 +232,13 @@ impl Port for Tap {
         if link.index == self.shared.index {
             self.shared.mtu.store(link.mtu, Relaxed);
         }
+    }
+
+    fn link(&self) -> Result<Link, Error> {
+        let name = tun::name(&self.shared.fd).map_err(|errno| Error::os(errno, self.name()))?;
+        let link = link::find(Which::Name(&name), self.netnsid())?;
+        self.shared.mtu.store(link.mtu, Relaxed);
+        Ok(link)
     }
 
     fn netnsid(&self) -> Option<i32> {

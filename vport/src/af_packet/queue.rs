@@ -26,9 +26,19 @@ pub(super) struct Queue {
     slots: Vec<Slot>,
     /// How many frames to ask for.
     ask: usize,
-    /// The device was down when last heard of: it may be gone, which nobody tells a socket of a
-    /// device that is down.
-    down: bool,
+    device: Device,
+}
+
+/// What the queue knows of the device. A socket is told when its device goes down, but not when it is
+/// unregistered after that, so one that is down is asked about each time there is nothing to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Up,
+    /// What was received before may still be in the socket.
+    Down,
+    /// That has been read, so whatever comes now shows that it is up again.
+    Drained,
+    Gone,
 }
 
 impl Queue {
@@ -39,7 +49,7 @@ impl Queue {
             batch: ReceiveBatch::new(),
             slots: Vec::with_capacity(BATCH),
             ask: SMALLEST_BATCH,
-            down: false,
+            device: Device::Up,
         }
     }
 
@@ -53,6 +63,9 @@ impl Queue {
 
     fn status(&self, more: bool, errors: RxErrors) -> RxStatus {
         self.shared.count(&errors);
+        if self.device == Device::Gone {
+            return RxStatus::Gone;
+        }
         RxStatus::Open { more, errors }
     }
 }
@@ -102,7 +115,7 @@ impl RxQueue for Queue {
     ) -> Result<RxStatus, Error> {
         let mut errors = RxErrors::default();
         let ask = self.ask.min(max);
-        if ask == 0 {
+        if ask == 0 || self.device == Device::Gone {
             return Ok(self.status(true, errors));
         }
         self.slots.clear();
@@ -128,7 +141,9 @@ impl RxQueue for Queue {
         }
         match result {
             Ok(count) => {
-                self.down = false;
+                if self.device == Device::Drained {
+                    self.device = Device::Up;
+                }
                 if count == self.ask {
                     self.ask = (self.ask * 2).min(BATCH);
                 } else if count * 4 <= self.ask {
@@ -136,9 +151,15 @@ impl RxQueue for Queue {
                 }
                 Ok(self.status(count == ask, errors))
             }
-            Err(Errno::AGAIN) if self.down && self.is_gone() => Ok(RxStatus::Gone),
             Err(Errno::AGAIN) => {
                 self.ask = SMALLEST_BATCH;
+                if self.device != Device::Up {
+                    self.device = if self.is_gone() {
+                        Device::Gone
+                    } else {
+                        Device::Drained
+                    };
+                }
                 Ok(self.status(false, errors))
             }
             Err(Errno::INTR) => Ok(self.status(true, errors)),
@@ -147,10 +168,11 @@ impl RxQueue for Queue {
                 Ok(self.status(true, errors))
             }
             Err(Errno::NETDOWN | Errno::NXIO) => {
-                self.down = true;
-                if self.is_gone() {
-                    return Ok(RxStatus::Gone);
-                }
+                self.device = if self.is_gone() {
+                    Device::Gone
+                } else {
+                    Device::Down
+                };
                 Ok(self.status(true, errors))
             }
             Err(errno) => Err(Error::os(

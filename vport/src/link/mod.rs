@@ -162,16 +162,50 @@ pub fn is_valid_name(name: &str) -> bool {
             .any(|byte| matches!(byte, b'/' | b':' | 0) || byte.is_ascii_whitespace())
 }
 
-fn one(message: Message, what: String) -> Result<Link, Error> {
+/// Which link is meant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which<'a> {
+    Name(&'a str),
+    Index(u32),
+}
+
+impl Which<'_> {
+    /// RTM_GETLINK; with `netnsid`, in the namespace that ours knows by that id.
+    fn request(self, netnsid: Option<i32>) -> Message {
+        let mut message = Message::new(libc::RTM_GETLINK, nl::ACK);
+        match self {
+            Self::Name(name) => message
+                .raw(&ifinfo(0, 0, 0))
+                .attr_str(libc::IFLA_IFNAME, name),
+            Self::Index(index) => message.raw(&ifinfo(index, 0, 0)),
+        };
+        if let Some(id) = netnsid {
+            message.attr(libc::IFLA_TARGET_NETNSID, &id.to_ne_bytes());
+        }
+        message
+    }
+
+    fn describe(self) -> String {
+        match self {
+            Self::Name(name) => format!("device {name}"),
+            Self::Index(index) => format!("device {index}"),
+        }
+    }
+}
+
+/// The link as it is, in our namespace or the one with this id.
+pub(crate) fn find(which: Which<'_>, netnsid: Option<i32>) -> Result<Link, Error> {
     let mut link = None;
+    let mut message = which.request(netnsid);
+    message.attr(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
     Client::route()
         .and_then(|mut client| {
             client.query(message, |_, payload| {
                 link = Link::parse(payload).or(link.take())
             })
         })
-        .map_err(|errno| Error::os(errno, &what))?;
-    link.ok_or_else(|| Error::os(Errno::NODEV, what))
+        .map_err(|errno| Error::os(errno, which.describe()))?;
+    link.ok_or_else(|| Error::os(Errno::NODEV, which.describe()))
 }
 
 /// The link of this name.
@@ -179,16 +213,10 @@ fn one(message: Message, what: String) -> Result<Link, Error> {
 /// # Errors
 /// `ENODEV`: none; also of a name that can't be one.
 pub fn by_name(name: &str) -> Result<Link, Error> {
-    let what = format!("device {name}");
     if !is_valid_name(name) {
-        return Err(Error::os(Errno::NODEV, what));
+        return Err(Error::os(Errno::NODEV, Which::Name(name).describe()));
     }
-    let mut message = Message::new(libc::RTM_GETLINK, nl::ACK);
-    message
-        .raw(&ifinfo(0, 0, 0))
-        .attr_str(libc::IFLA_IFNAME, name)
-        .attr(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    one(message, what)
+    find(Which::Name(name), None)
 }
 
 /// The link of this ifindex.
@@ -196,11 +224,7 @@ pub fn by_name(name: &str) -> Result<Link, Error> {
 /// # Errors
 /// `ENODEV`: none.
 pub fn by_index(index: u32) -> Result<Link, Error> {
-    let mut message = Message::new(libc::RTM_GETLINK, nl::ACK);
-    message
-        .raw(&ifinfo(index, 0, 0))
-        .attr(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    one(message, format!("device {index}"))
+    find(Which::Index(index), None)
 }
 
 /// All links.
@@ -224,28 +248,26 @@ fn all_from(client: &mut Client) -> Result<Vec<Link>, Error> {
     Ok(links)
 }
 
-/// A link's own counters; with `netnsid`, of a link in the namespace that ours knows by that id.
+/// A link's own counters.
 ///
 /// # Errors
 /// `ENODEV`: no such link.
-pub fn stats(index: u32, netnsid: Option<i32>) -> Result<LinkStats, Error> {
-    let what = format!("statistics of device {index}");
-    let mut message = Message::new(libc::RTM_GETLINK, nl::ACK);
-    message.raw(&ifinfo(index, 0, 0));
-    if let Some(id) = netnsid {
-        message.attr(libc::IFLA_TARGET_NETNSID, &id.to_ne_bytes());
-    }
+pub fn stats(index: u32) -> Result<LinkStats, Error> {
+    find_stats(Which::Index(index), None)
+}
+
+pub(crate) fn find_stats(which: Which<'_>, netnsid: Option<i32>) -> Result<LinkStats, Error> {
     let mut found = None;
     Client::route()
         .and_then(|mut client| {
-            client.query(message, |_, payload| {
+            client.query(which.request(netnsid), |_, payload| {
                 found = nl::attributes(payload.get(IFINFO..).unwrap_or_default())
                     .find(|(kind, _)| *kind == libc::IFLA_STATS64)
                     .and_then(|(_, value)| parse_stats(value));
             })
         })
-        .map_err(|errno| Error::os(errno, &what))?;
-    found.ok_or_else(|| Error::os(Errno::NODEV, what))
+        .map_err(|errno| Error::os(errno, which.describe()))?;
+    found.ok_or_else(|| Error::os(Errno::NODEV, which.describe()))
 }
 
 /// The first eight counters of `struct rtnl_link_stats64`.
@@ -319,7 +341,7 @@ mod tests {
         assert!(lo.is_loopback() && !lo.is_ethernet());
         assert_eq!(by_index(lo.index).unwrap().name, "lo");
         assert!(all().unwrap().iter().any(|link| link.name == "lo"));
-        stats(lo.index, None).unwrap();
+        stats(lo.index).unwrap();
     }
 
     #[test]

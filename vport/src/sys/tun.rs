@@ -49,12 +49,20 @@ pub(crate) fn attach(
     request.ifr_ifru.ifru_flags = (flags & 0xffff) as u16 as libc::c_short;
     // SAFETY: TUNSETIFF takes an ifreq without pointers.
     unsafe { ioctl(fd.as_fd(), libc::TUNSETIFF, &mut request)? };
-    Ok(request
-        .ifr_name
-        .iter()
-        .take_while(|byte| **byte != 0)
-        .map(|byte| char::from(*byte as u8))
-        .collect())
+    Ok(name_in(&request))
+}
+
+/// The device's name, wherever it is and whatever it was renamed to.
+pub(crate) fn name(fd: &OwnedFd) -> Result<String, Errno> {
+    let mut request = ifreq("").ok_or(Errno::INVAL)?;
+    // SAFETY: TUNGETIFF fills an ifreq without pointers.
+    unsafe { ioctl(fd.as_fd(), libc::TUNGETIFF, &mut request)? };
+    Ok(name_in(&request))
+}
+
+fn name_in(request: &libc::ifreq) -> String {
+    let bytes = request.ifr_name.iter().take_while(|byte| **byte != 0);
+    String::from_utf8_lossy(&bytes.map(|byte| *byte as u8).collect::<Vec<_>>()).into_owned()
 }
 
 /// The virtio-net header is `bytes` long.
