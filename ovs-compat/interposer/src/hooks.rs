@@ -626,16 +626,17 @@ pub unsafe extern "C-unwind" fn epoll_ctl(
     event: *mut libc::epoll_event,
 ) -> c_int {
     let result = pass!(epoll_ctl(epoll, op, fd, event));
-    if result == 0 && !table::is_foreign(fd) {
-        if let Some(slot) = table::find(fd) {
-            // SAFETY: the caller's contract; the kernel has read it too.
-            watch(
-                slot,
-                epoll,
-                fd,
-                unsafe { event.as_ref() }.filter(|_| op != libc::EPOLL_CTL_DEL),
-            );
-        }
+    if result == 0
+        && !table::is_foreign(fd)
+        && let Some(slot) = table::find(fd)
+    {
+        // SAFETY: the caller's contract; the kernel has read it too.
+        watch(
+            slot,
+            epoll,
+            fd,
+            unsafe { event.as_ref() }.filter(|_| op != libc::EPOLL_CTL_DEL),
+        );
     }
     result
 }

@@ -113,11 +113,11 @@ fn replay(fd: c_int, slot: &Slot, real: c_int) {
     ] {
         let ours = sys::getsockopt(fd, libc::SOL_SOCKET, read, 0i32);
         let default = sys::getsockopt(real, libc::SOL_SOCKET, read, 0i32);
-        if let (Ok(ours), Ok(default)) = (ours, default) {
-            if ours != default && sys::setsockopt(real, libc::SOL_SOCKET, force, ours / 2).is_err()
-            {
-                let _ = sys::setsockopt(real, libc::SOL_SOCKET, write, ours / 2);
-            }
+        if let (Ok(ours), Ok(default)) = (ours, default)
+            && ours != default
+            && sys::setsockopt(real, libc::SOL_SOCKET, force, ours / 2).is_err()
+        {
+            let _ = sys::setsockopt(real, libc::SOL_SOCKET, write, ours / 2);
         }
     }
     if let Ok(pass) = sys::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, 0i32) {
@@ -144,10 +144,10 @@ fn replay(fd: c_int, slot: &Slot, real: c_int) {
             }
         }
     }
-    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
-        if flags & libc::O_NONBLOCK != 0 {
-            let _ = sys::fcntl(real, libc::F_SETFL, flags & !libc::O_ACCMODE);
-        }
+    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0)
+        && flags & libc::O_NONBLOCK != 0
+    {
+        let _ = sys::fcntl(real, libc::F_SETFL, flags & !libc::O_ACCMODE);
     }
 }
 
