@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use common::{End, Forwarder, Lab, both_ways, internal, test_frame};
-use frame::VlanTag;
-use vport::{AttachOptions, HideChoice, InternalOptions, TxRefusal, create_internal};
+use frame::{Pool, VlanTag};
+use vport::{AttachOptions, HideChoice, InternalOptions, TxOutcome, TxRefusal, create_internal};
 
 #[test]
 fn ping_and_tcp_pass_between_veths_with_default_offloads() {
@@ -145,6 +147,112 @@ fn two_tags_pass_the_inner_one_in_band() {
         let got = b.next(2000).unwrap();
         assert_eq!((got.vlan, got.bytes()), (frame.vlan, frame.bytes()));
     }
+}
+
+/// TCP through two switches with a tagged veth between them.
+fn trunk(tpid: u16) {
+    let lab = Lab::new(1500);
+    lab.switch.ip("link add trunk0 type veth peer name trunk1");
+    lab.switch.ip("link set trunk0 up");
+    lab.switch.ip("link set trunk1 up");
+    let tag = VlanTag { tpid, tci: 0x6005 };
+    let switch = |access: &str, trunk: &str| {
+        let [access, trunk] =
+            [access, trunk].map(|name| lab.switch.attach(name, AttachOptions::default()));
+        Forwarder::with(access, trunk, move |to, frame| {
+            // What comes from the trunk without that tag is none of the hosts'.
+            frame.vlan = match (to, frame.vlan) {
+                (0, Some(got)) if got == tag => None,
+                (0, other) => other.or(Some(VlanTag { tpid, tci: 0x0fff })),
+                (_, _) => Some(tag),
+            };
+        })
+    };
+    let left = switch("pa", "trunk0");
+    let _right = switch("pb", "trunk1");
+    both_ways(&lab, &left, 1500);
+    assert_eq!(left.seen.refused.load(SeqCst), 0, "{:?}", left.seen);
+}
+
+#[test]
+fn tcp_with_default_offloads_passes_a_trunk_tagged_8021q() {
+    trunk(0x8100);
+}
+
+#[test]
+fn tcp_with_default_offloads_passes_a_trunk_tagged_8021ad() {
+    trunk(0x88a8);
+}
+
+#[test]
+fn tags_cross_a_tap_in_band() {
+    let lab = bare();
+    let tap = internal(&lab, &lab.a, "int0", "10.9.0.1", false);
+    let mut tap = End::new(tap);
+    let options = AttachOptions {
+        hide: HideChoice::Off,
+        ..AttachOptions::default()
+    };
+    let mut host = End::new(lab.a.attach("int0", options));
+    for tpid in [0x8100, 0x88a8] {
+        let mut frame = test_frame(1514, 3);
+        frame.vlan = Some(VlanTag { tpid, tci: 0x2007 });
+        assert_eq!(tap.send(frame.clone()).packets, 1);
+        let got = host.next(2000).unwrap();
+        assert_eq!((got.vlan, got.bytes()), (frame.vlan, frame.bytes()));
+        assert_eq!(host.send(frame.clone()).packets, 1, "{tpid:x}");
+        let mut got = tap.next(2000).unwrap();
+        assert_eq!((got.vlan, got.len()), (None, 1518));
+        assert!(got.pop_tag_outofband());
+        assert_eq!((got.vlan, got.bytes()), (frame.vlan, frame.bytes()));
+    }
+}
+
+#[test]
+fn several_threads_may_send_on_one_port_at_once() {
+    let lab = Lab::new(1500);
+    let _forwarder = lab.forward();
+    let (a, mut b) = ends(&lab);
+    const EACH: usize = 500;
+    let outcomes: Vec<TxOutcome> = std::thread::scope(|scope| {
+        let sender = |thread: u8| {
+            let port = &a.port;
+            scope.spawn(move || {
+                let (mut pool, mut outcome) = (Pool::default(), TxOutcome::default());
+                for n in 0..EACH {
+                    let mut frame = test_frame(1514, thread);
+                    // Every other one by the transmit ring.
+                    frame.vlan = (n % 2 == 0).then_some(VlanTag {
+                        tpid: 0x88a8,
+                        tci: 1,
+                    });
+                    port.transmit(&mut vec![frame], &mut pool, &mut outcome);
+                }
+                outcome
+            })
+        };
+        let threads: Vec<_> = (1..=4).map(sender).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let mut sent = [0; 5];
+    for (outcome, sent) in outcomes.iter().zip(&mut sent[1..]) {
+        assert_eq!(outcome.packets + outcome.refused_total(), EACH as u64);
+        *sent = outcome.packets;
+    }
+    let mut received = [0; 5];
+    while let Some(frame) = b.next(500) {
+        let mark = frame.bytes()[14];
+        assert_eq!(
+            frame.bytes(),
+            test_frame(1514, mark).bytes(),
+            "a frame was mixed up"
+        );
+        received[usize::from(mark)] += 1;
+    }
+    assert_eq!(received, sent);
 }
 
 #[test]

@@ -148,6 +148,15 @@ pub struct Forwarder {
 
 impl Forwarder {
     pub fn new(a: Box<dyn Port>, b: Box<dyn Port>) -> Self {
+        Self::with(a, b, |_, _| {})
+    }
+
+    /// `edit` gets each frame, and which of the two ports it goes to.
+    pub fn with(
+        a: Box<dyn Port>,
+        b: Box<dyn Port>,
+        edit: impl Fn(usize, &mut Frame) + Send + 'static,
+    ) -> Self {
         let ports: [Arc<dyn Port>; 2] = [a.into(), b.into()];
         let seen = Arc::new(Seen::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -162,7 +171,7 @@ impl Forwarder {
         }
         let thread = thread::spawn({
             let (ports, seen, stop) = (ports.clone(), Arc::clone(&seen), Arc::clone(&stop));
-            move || forward(&ports, queues, &seen, &stop)
+            move || forward(&ports, queues, &seen, &stop, &edit)
         });
         Self {
             ports,
@@ -191,6 +200,7 @@ fn forward(
     mut queues: Vec<(usize, Box<dyn RxQueue>)>,
     seen: &Seen,
     stop: &AtomicBool,
+    edit: &dyn Fn(usize, &mut Frame),
 ) {
     let mut pool = Pool::default();
     let mut frames = Vec::new();
@@ -212,7 +222,8 @@ fn forward(
                     seen.rx_errors.fetch_add(errors.total(), SeqCst);
                 }
             }
-            for frame in &frames {
+            for frame in &mut frames {
+                edit(*to, frame);
                 seen.frames.fetch_add(1, SeqCst);
                 seen.longest.fetch_max(frame.len() as u64, SeqCst);
                 seen.gso
