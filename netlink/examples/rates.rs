@@ -109,13 +109,17 @@ fn main() -> Outcome<()> {
         let (sender, port_id) = (hub.clone(), welcome.port_id);
         let worker = std::thread::spawn(move || {
             const SENT: u32 = 300_000;
-            let (mut head, packet, mut full) = (Vec::new(), vec![0; len], 0u32);
+            let (mut head, packet, mut full) = (Vec::new(), vec![0; len], 0u64);
             for number in 0..SENT {
                 let built = upcall_head(&mut head, command::packet::MISS, 1, len, true, |writer| {
                     writer.bytes(2, &[0; 150])
                 });
-                if built.is_ok() && sender.upcall(port_id, number % 8, &head, &packet).is_err() {
+                // A worker would drop it; here it is tried again, to see how fast the reader gets them.
+                while built.is_ok()
+                    && sender.upcall(port_id, number % 8, &head, &packet) == Err(UpcallError::Full)
+                {
                     full += 1;
+                    std::thread::yield_now();
                 }
             }
             // The last one, which there will be room for at some time.
@@ -156,7 +160,7 @@ fn main() -> Outcome<()> {
         }
         let rate = f64::from(received) / began.elapsed().as_secs_f64() / 1000.0;
         let full = worker.join().map_err(|_| "the worker panicked")?;
-        println!("upcalls of {len} B: {rate:.0} k/s received, {full} refused as full");
+        println!("upcalls of {len} B: {rate:.0} k/s received, {full} times refused as full");
     }
     running.stop();
     std::fs::remove_dir_all(&dir)?;

@@ -14,6 +14,10 @@
 //! no other lock is taken under it, and no handler runs under it. EPOLLOUT is asked for under it
 //! (`armed`), after the send failed and the message is queued, and asking for it looks at the
 //! socket once more: so a peer that reads in between is noticed.
+//!
+//! A worker whose port floods a full queue doesn't take the lock: `refusing` holds the port that was
+//! refused last, until something leaves the queue. It is a hint, written under the lock and read
+//! without it (relaxed): stale, it costs a message of that port, which is lost anyway, or a lock.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -24,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::epoll;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
-use crate::fair::FairQueue;
+use crate::fair::{FairQueue, Full};
 use crate::handler::Outgoing;
 use crate::hub::{Delivery, UpcallError};
 use crate::session::Peer;
@@ -64,6 +68,8 @@ pub(crate) struct Connection {
     limit: usize,
     /// Requests received.
     pub(crate) received: AtomicU64,
+    /// 1 + the source that the full queue refused last; 0: none since something left it.
+    refusing: AtomicU64,
     /// Messages of any kind that were lost for want of room.
     lost: AtomicU64,
 }
@@ -156,6 +162,7 @@ impl Connection {
             }),
             limit,
             received: AtomicU64::new(0),
+            refusing: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         }
     }
@@ -296,6 +303,10 @@ impl Connection {
     ) -> Result<Delivery, UpcallError> {
         const ZEROS: [u8; 4] = [0; 4];
         let padding = ZEROS.get(..padding).unwrap_or_default();
+        if self.refusing.load(Ordering::Relaxed) == u64::from(source) + 1 {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return Err(UpcallError::Full);
+        }
         let mut outbox = self.lock();
         if outbox.closed {
             return Err(UpcallError::NoPeer);
@@ -325,16 +336,23 @@ impl Connection {
                 }
             }
         }
-        let mut message = Vec::with_capacity(head.len() + packet.len() + padding.len());
-        message.extend_from_slice(head);
-        message.extend_from_slice(packet);
-        message.extend_from_slice(padding);
-        let result = outbox.upcalls.push(source, message.into());
+        let len = head.len() + packet.len() + padding.len();
+        let result = if outbox.upcalls.admits(source, len) {
+            let mut message = Vec::with_capacity(len);
+            message.extend_from_slice(head);
+            message.extend_from_slice(packet);
+            message.extend_from_slice(padding);
+            outbox.upcalls.push(source, message.into())
+        } else {
+            self.refusing
+                .store(u64::from(source) + 1, Ordering::Relaxed);
+            Err(Full)
+        };
         self.lose(&mut outbox, *result.as_ref().unwrap_or(&1));
         self.settle(&mut outbox);
         match result {
             Ok(displaced) => Ok(Delivery { displaced }),
-            Err(crate::fair::Full) => Err(UpcallError::Full),
+            Err(Full) => Err(UpcallError::Full),
         }
     }
 
@@ -388,6 +406,7 @@ impl Connection {
                 break;
             };
             outbox.staged.push_back(upcall);
+            self.refusing.store(0, Ordering::Relaxed);
         }
         let staged = std::mem::take(&mut outbox.staged);
         let result = self.transmit(outbox, staged.iter().map(|datagram| &**datagram));
@@ -422,6 +441,7 @@ impl Connection {
     /// Nothing more goes out; what waits is thrown away.
     pub(crate) fn close(&self) {
         self.lock().close();
+        self.refusing.store(0, Ordering::Relaxed);
         let _ = epoll::delete(&*self.poll, &self.fd);
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }

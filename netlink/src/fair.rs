@@ -63,9 +63,9 @@ impl FairQueue {
         self.cost
     }
 
-    /// Queues `message` behind those of its `source`. Ok: how many of other sources made room.
-    pub(crate) fn push(&mut self, source: u32, message: Box<[u8]>) -> Result<u32, Full> {
-        let cost = message.len() + OVERHEAD;
+    /// Whether a message of `len` bytes from `source` would be queued.
+    pub(crate) fn admits(&self, source: u32, len: usize) -> bool {
+        let cost = len + OVERHEAD;
         let need = (self.cost + cost).saturating_sub(self.limit);
         let own = self.sources.get(&source).map_or(0, |source| source.cost) + cost;
         // Others give only what they hold beyond what this source will. All or nothing: so that
@@ -84,9 +84,15 @@ impl FairQueue {
                 spare += held - own;
             }
         }
-        if spare < need {
+        spare >= need
+    }
+
+    /// Queues `message` behind those of its `source`. Ok: how many of other sources made room.
+    pub(crate) fn push(&mut self, source: u32, message: Box<[u8]>) -> Result<u32, Full> {
+        if !self.admits(source, message.len()) {
             return Err(Full);
         }
+        let cost = message.len() + OVERHEAD;
         let mut displaced = 0;
         while self.cost + cost > self.limit {
             // There is one: `spare` was theirs.

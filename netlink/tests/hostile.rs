@@ -388,9 +388,10 @@ fn stop_ends_all_in_bounded_time_and_each_client_is_gone_once() {
         300,
     );
     clients[1].ask(std::slice::from_ref(&nap));
+    std::thread::sleep(Duration::from_millis(50));
     clients[2].ask(&[nap]);
     let silent = dial(&fixture.dir.0).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(50));
     let began = Instant::now();
     fixture.running.take().unwrap().stop();
     assert!(
