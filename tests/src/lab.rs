@@ -613,10 +613,8 @@ impl Lab {
                 complaints.join("\n")
             );
         }
-        let output = lock(&self.daemon)
-            .as_ref()
-            .map(Daemon::output)
-            .unwrap_or_default();
+        // Of every ovs-dpd that ran here.
+        let output = process::read_lossy(&self.run_dir().with_extension("out"));
         if let Some(line) = output
             .lines()
             .find(|l| l.contains("panicked at") || l.contains("ERROR"))

@@ -227,6 +227,8 @@ pub struct Process {
     child: Child,
     line: String,
     output: PathBuf,
+    /// Where its output begins in the file, which may have been another's before.
+    begin: u64,
 }
 
 impl Process {
@@ -242,6 +244,7 @@ impl Process {
             .append(true)
             .open(output)
             .with_context(|| output.display().to_string())?;
+        let begin = file.metadata()?.len();
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -253,6 +256,7 @@ impl Process {
             child,
             line,
             output: output.to_owned(),
+            begin,
         })
     }
 
@@ -263,7 +267,9 @@ impl Process {
 
     /// What it has printed so far.
     pub fn output(&self) -> String {
-        read_lossy(&self.output)
+        let bytes = std::fs::read(&self.output).unwrap_or_default();
+        let begin = usize::try_from(self.begin).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(bytes.get(begin..).unwrap_or_default()).into_owned()
     }
 
     /// How it ended, if it has.
@@ -293,7 +299,7 @@ impl Process {
         let what = format!("`{}` printing {text:?}", self.line);
         let waited = crate::wait::until(&what, limit, || {
             let ended = self.child.try_wait()?;
-            let output = read_lossy(&self.output);
+            let output = self.output();
             if output.contains(text) {
                 return Ok(Some(()));
             }

@@ -115,7 +115,8 @@ fn flows_are_added_changed_read_and_deleted_and_do_what_they_say() -> Result<()>
         ensure!(text.contains("packets:2, bytes:120, used:"), "{text}");
         ensure!(text.contains("actions:2"), "{text}");
 
-        lab.dpctl(["mod-flow", "dp1", key, "drop"])?;
+        // Not "drop": ovs-dpctl makes an action of it that the module doesn't know either.
+        lab.dpctl(["mod-flow", "dp1", key, ""])?;
         passes(false).context("after mod-flow to drop")?;
         let text = lab.dpctl("dump-flows dp1")?;
         ensure!(
@@ -149,7 +150,7 @@ fn a_flow_is_found_by_its_ufid_and_flows_by_a_filter() -> Result<()> {
     lab::test_bare(|lab| {
         let (a, b) = datapath(lab)?;
         for key in [
-            "in_port(1),eth(),eth_type(0x0800),ipv4(src=10.1.1.1,proto=6,frag=no),tcp(dst=80)",
+            "in_port(1),eth(),eth_type(0x0800),ipv4(src=10.1.1.1,proto=6,frag=no),tcp(dst=80),tcp_flags(0/0)",
             "in_port(1),eth(),eth_type(0x0800),ipv4(src=10.1.1.1,proto=17,frag=no),udp(dst=53)",
             "in_port(2),eth(),eth_type(0x0800),ipv4(proto=17,frag=no),udp(dst=53)",
             "in_port(2),eth(),eth_type(0x86dd),ipv6(proto=58,frag=no),icmpv6(type=128)",
@@ -178,7 +179,7 @@ fn a_flow_is_found_by_its_ufid_and_flows_by_a_filter() -> Result<()> {
             ("filter=in_port=1", 2),
             ("filter=in_port=2,udp", 1),
             ("filter=ipv6", 1),
-            ("filter=nw_src=10.1.1.1", 2),
+            ("filter=ip,nw_src=10.1.1.1", 2),
         ] {
             let found = count(&[filter])?;
             ensure!(found == expected, "{filter}: {found} flows, not {expected}");
@@ -197,7 +198,7 @@ fn a_flow_is_found_by_its_ufid_and_flows_by_a_filter() -> Result<()> {
         ensure!(ufid.starts_with("ufid:") && ufid.len() == 41, "{line}");
         let got = lab.dpctl(["get-flow", "dp1", ufid])?;
         ensure!(
-            got.contains("tcp(dst=80)") && got.contains("actions:2"),
+            got.contains("tcp(dst=80") && got.contains("actions:2"),
             "{got}"
         );
         lab.dpctl(["del-flow", "dp1", ufid])?;

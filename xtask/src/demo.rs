@@ -60,8 +60,8 @@ fn start() -> Result<Lab> {
         "ip netns exec {host} ovs-dpd exec --run-dir {run_dir} -- ovs-vswitchd unix:{}/db.sock ...",
         lab.directory().display()
     ));
-    let version = vsctl(&lab, "get Open_vSwitch . ovs_version")?;
-    println!("  Open vSwitch {}", version.trim().trim_matches('"'));
+    let version = lab.host().exec("ovs-vswitchd --version")?;
+    say::output(version.lines().next().unwrap_or_default());
     Ok(lab)
 }
 
@@ -195,7 +195,7 @@ fn rewriting(lab: &Lab, a: &Endpoint, b: &Endpoint) -> Result<()> {
     say::command(&format!("ovs-ofctl add-flow br0 {rule}"));
     lab.ofctl(["add-flow", "br0", &rule])?;
     let output = lab.directory().join("rewrite.out");
-    let words = "tcpdump -l -n -e -v -c 1 -i eth0 udp";
+    let words = "tcpdump -l -n -e -vv -c 1 -i eth0 udp";
     let mut capture = b.namespace().spawn(words, &output)?;
     capture.wait_output("listening on", Duration::from_secs(10))?;
     let wire = Wire::open(a)?;
