@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use frame::{Frame, Pool};
+use frame::Pool;
 use vport::{AttachOptions, HideChoice, TxOutcome, attach};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

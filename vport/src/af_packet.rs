@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     face: Link,
     note: Option<String>,
     qdisc_bypass: bool,
+    /// The receive buffer is as large as it should be.
+    ample: bool,
     uso: bool,
     mtu: AtomicU32,
     opened: AtomicBool,
@@ -134,12 +136,13 @@ pub struct AfPacket {
     shared: Arc<Shared>,
 }
 
-fn set_buffers(socket: &PacketSocket) -> Result<(), Errno> {
+/// Gives whether the buffer is as large as it should be.
+fn set_receive_buffer(socket: &PacketSocket) -> Result<bool, Errno> {
     // Beyond the system's limit only with CAP_NET_ADMIN in the initial user namespace.
     if sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER).is_err() {
         sockopt::set_socket_recv_buffer_size(socket.as_fd(), RECEIVE_BUFFER)?;
     }
-    Ok(())
+    Ok(sockopt::socket_recv_buffer_size(socket.as_fd())? >= 2 * RECEIVE_BUFFER)
 }
 
 fn set_send_buffer(socket: &PacketSocket) -> Result<(), Errno> {
@@ -174,13 +177,14 @@ impl AfPacket {
             move |errno| Error::os(errno, what)
         };
         // Bound to no protocol yet: nothing is received before the host's stack is shut out.
+        let mut ample = true;
         let receive = (0..options.queues.max(1))
             .map(|_| {
                 let socket = PacketSocket::new()?;
                 socket.set_vnet_header()?;
                 socket.set_auxdata()?;
                 socket.set_ignore_outgoing()?;
-                set_buffers(&socket)?;
+                ample &= set_receive_buffer(&socket)?;
                 Ok(socket)
             })
             .collect::<Result<Vec<_>, Errno>>()
@@ -207,6 +211,7 @@ impl AfPacket {
             face,
             note: None,
             qdisc_bypass: options.qdisc_bypass,
+            ample,
             uso: kernel_knows_uso(),
             opened: AtomicBool::new(false),
             queue_full: AtomicU64::new(0),
@@ -227,12 +232,12 @@ impl AfPacket {
                 .bind(shared.captured.index, true)
                 .map_err(fail("bind"))?;
         }
-        if shared.receive.len() > 1 {
-            if let Err(errno) = Self::spread(&shared.receive) {
-                // Before Linux 6.7 sockets of a device that is down can't form a group.
-                shared.receive.truncate(1);
-                note = Some(format!("one queue (fanout: {errno})"));
-            }
+        if shared.receive.len() > 1
+            && let Err(errno) = Self::spread(&shared.receive)
+        {
+            // Before Linux 6.7 sockets of a device that is down can't form a group.
+            shared.receive.truncate(1);
+            note = Some(format!("one queue (fanout: {errno})"));
         }
         shared.note = note;
         Ok(Self {
@@ -278,6 +283,9 @@ impl Port for AfPacket {
         }
         if shared.qdisc_bypass {
             mode.push_str(", past the qdisc (no tc, no tcpdump)");
+        }
+        if !shared.ample {
+            mode.push_str(", receive buffer limited by net.core.rmem_max");
         }
         if shared.lro.is_some() {
             mode.push_str(", LRO switched off");

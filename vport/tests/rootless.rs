@@ -63,6 +63,10 @@ fn inside() {
         mode.contains("hidden by nftables (tcx: Operation not permitted"),
         "{mode}"
     );
+    assert!(
+        mode.contains("receive buffer limited by net.core.rmem_max"),
+        "{mode}"
+    );
     both_ways(&lab, &forwarder, 1500);
     drop(forwarder);
     assert_eq!(lab.switch.command("nft list tables"), "");
