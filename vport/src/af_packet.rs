@@ -33,12 +33,14 @@ use rustix::net::sockopt;
 use crate::error::Error;
 use crate::hide::Hide;
 use crate::link::{self, Link, Which};
+use crate::offload::OffloadOff;
 use crate::open::AttachOptions;
 use crate::port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome, TxRefusal,
 };
+use crate::sys::ethtool::Offload;
+use crate::sys::mmsg;
 use crate::sys::packet_socket::PacketSocket;
-use crate::sys::{ethtool, mmsg};
 
 /// Bytes that may wait to be received (the kernel doubles it for its own overhead): some hundred
 /// packets of 64 KiB, or ten thousand small ones.
@@ -68,7 +70,7 @@ pub(crate) struct Shared {
     send: PacketSocket,
     tagged: oversize::TaggedSender,
     hide: Hide,
-    lro: Option<LroOff>,
+    lro: OffloadOff,
     captured: Link,
     driver: Driver,
     face: Link,
@@ -94,39 +96,6 @@ impl Shared {
             self.truncated.fetch_add(errors.truncated, Relaxed);
             self.malformed.fetch_add(errors.malformed, Relaxed);
             self.runt.fetch_add(errors.runt, Relaxed);
-        }
-    }
-}
-
-/// Large receive offload is off; put on again when dropped.
-struct LroOff {
-    socket: PacketSocket,
-    name: String,
-}
-
-impl LroOff {
-    /// `None` if it was off, or can't be switched (most devices haven't got it).
-    fn new(name: &str) -> Result<Option<Self>, Errno> {
-        let socket = PacketSocket::new()?;
-        if !ethtool::lro(socket.as_fd(), name).unwrap_or(false) {
-            return Ok(None);
-        }
-        if let Err(errno) = ethtool::set_lro(socket.as_fd(), name, false) {
-            tracing::warn!("{name}: large receive offload stays on: {errno}");
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            socket,
-            name: String::from(name),
-        }))
-    }
-}
-
-impl Drop for LroOff {
-    fn drop(&mut self) {
-        if let Err(errno) = ethtool::set_lro(self.socket.as_fd(), &self.name, true) {
-            // It may be gone, or renamed.
-            tracing::debug!("{}: large receive offload stays off: {errno}", self.name);
         }
     }
 }
@@ -194,7 +163,7 @@ impl AfPacket {
         let tagged = sender()
             .and_then(oversize::TaggedSender::new)
             .map_err(fail("packet socket"))?;
-        let lro = LroOff::new(&name).map_err(fail("large receive offload"))?;
+        let lro = OffloadOff::new(&name, Offload::Lro).map_err(fail("large receive offload"))?;
         let hide = Hide::new(options.hide, captured.index, &name, &options.run_prefix);
         let (driver, face, guard, mut note) = match face {
             Some(face) => (face.driver, face.link, face.guard, face.note),
@@ -287,7 +256,7 @@ impl Port for AfPacket {
         if !shared.ample {
             mode.push_str(", receive buffer limited by net.core.rmem_max");
         }
-        if shared.lro.is_some() {
+        if shared.lro.switched() {
             mode.push_str(", LRO switched off");
         }
         if let Some(note) = &shared.note {

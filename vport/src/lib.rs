@@ -5,7 +5,7 @@
 //!   behind ([`cleanup`]);
 //! - [`internal`]: ports that are devices of our own ([`create_internal`]): a TAP, or a veth pair
 //!   where /dev/net/tun is closed;
-//! - [`af_packet`], [`tap`]: a driver each;
+//! - [`af_packet`], [`af_xdp`], [`tap`]: a driver each;
 //! - [`hide`]: keeps a port's packets from the host's own stack;
 //! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
 //! - [`error`]: an errno for the protocol, with a sentence for people.
@@ -13,11 +13,13 @@
 //! Unsafe code lives in `sys/`, one kernel noun a file.
 
 pub mod af_packet;
+pub mod af_xdp;
 pub mod error;
 pub mod hide;
 pub mod internal;
 pub mod link;
 mod nl;
+mod offload;
 pub mod open;
 pub mod port;
 mod sys;
@@ -26,7 +28,7 @@ pub mod tap;
 pub use error::Error;
 pub use internal::{InternalOptions, create_internal};
 pub use link::{Link, LinkEvent, LinkMonitor};
-pub use open::{AttachOptions, DriverChoice, HideChoice, attach, cleanup};
+pub use open::{AttachOptions, DriverChoice, HideChoice, XdpMode, attach, cleanup};
 pub use port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
 };

@@ -194,7 +194,8 @@ pub enum RxStatus {
 /// What happened to the port's packets at the kernel's end, since the port was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostCounters {
-    /// The queue towards us was full: AF_PACKET `tp_drops`, a TAP's `tx_dropped`.
+    /// The queue towards us was full: AF_PACKET `tp_drops`, a TAP's `tx_dropped`, AF_XDP
+    /// `rx_ring_full` and what found the fill ring empty.
     pub queue_full: u64,
     /// Sum of [`RxErrors`] over all queues.
     pub rx_errors: RxErrors,
@@ -248,8 +249,8 @@ pub trait Port: Send + Sync {
 }
 
 /// One receive queue of a port. Its descriptor becomes readable when there is something to receive,
-/// mostly when the device vanishes; where the kernel tells nobody (a packet socket on a device that
-/// went down first), [`LinkMonitor`](crate::LinkMonitor) does, and the next `receive` says
+/// mostly when the device vanishes; where the kernel tells nobody (an AF_XDP socket; a packet socket on
+/// a device that went down first), [`LinkMonitor`](crate::LinkMonitor) does, and the next `receive` says
 /// [`RxStatus::Gone`]. Level triggered.
 pub trait RxQueue: Send + AsFd {
     /// Appends up to `max` frames to `out`, without blocking.

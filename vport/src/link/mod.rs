@@ -23,6 +23,10 @@ const IFINFO: usize = 16;
 /// Ask for links without statistics: they cost the kernel more than the rest.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+/// IFLA_XDP_PROG_ID, inside IFLA_XDP.
+const XDP_PROG_ID: u16 = 4;
+
 /// A network device, as RTM_NEWLINK describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -52,6 +56,10 @@ pub struct Link {
     pub alias: Option<String>,
     /// IFLA_PROMISCUITY: how many want it promiscuous.
     pub promiscuity: u32,
+    /// IFLA_PARENT_DEV_NAME: the hardware (or what a hypervisor shows as such) behind it. Linux 5.14.
+    pub parent: Option<String>,
+    /// IFLA_XDP: the id of the XDP program on it.
+    pub xdp: Option<u32>,
 }
 
 /// A device's own counters (IFLA_STATS64), in its own orientation.
@@ -119,6 +127,12 @@ impl Link {
                 }
                 libc::IFLA_IFALIAS => link.alias = Some(nl::str_of(value)),
                 libc::IFLA_PROMISCUITY => link.promiscuity = nl::u32_of(value)?,
+                IFLA_PARENT_DEV_NAME => link.parent = Some(nl::str_of(value)),
+                libc::IFLA_XDP => {
+                    link.xdp = nl::attributes(value)
+                        .find(|(kind, _)| *kind == XDP_PROG_ID)
+                        .and_then(|(_, id)| nl::u32_of(id));
+                }
                 libc::IFLA_LINKINFO => {
                     link.kind = nl::attributes(value)
                         .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)

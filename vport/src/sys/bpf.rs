@@ -1,4 +1,5 @@
-//! bpf(2): a program that drops everything, and the link that puts it in front of the host's stack.
+//! bpf(2), and with it a program that drops everything, and the link that puts it in front of the
+//! host's stack. ([`super::xdp`] has the other program.)
 //!
 //! Source: uapi `linux/bpf.h`.
 
@@ -8,8 +9,8 @@ use rustix::io::Errno;
 
 use super::last;
 
-const PROG_LOAD: libc::c_int = 5;
-const LINK_CREATE: libc::c_int = 28;
+pub(super) const PROG_LOAD: libc::c_int = 5;
+pub(super) const LINK_CREATE: libc::c_int = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
 /// In front of whatever else is attached.
@@ -19,49 +20,50 @@ const TCX_DROP: i32 = 2;
 /// `struct bpf_insn`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
+pub(super) struct Instruction {
+    pub(super) code: u8,
+    pub(super) registers: u8,
+    pub(super) offset: i16,
+    pub(super) immediate: i32,
 }
 
 /// The `BPF_PROG_LOAD` part of `union bpf_attr`, up to `expected_attach_type`.
 #[repr(C)]
 #[derive(Default)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
+pub(super) struct ProgLoad {
+    pub(super) prog_type: u32,
+    pub(super) insn_cnt: u32,
+    pub(super) insns: u64,
+    pub(super) license: u64,
+    pub(super) log_level: u32,
+    pub(super) log_size: u32,
+    pub(super) log_buf: u64,
+    pub(super) kern_version: u32,
+    pub(super) prog_flags: u32,
+    pub(super) prog_name: [u8; 16],
+    pub(super) prog_ifindex: u32,
+    pub(super) expected_attach_type: u32,
 }
 
 /// The `BPF_LINK_CREATE` part, as for tcx.
 #[repr(C)]
 #[derive(Default)]
-struct LinkCreate {
-    prog_fd: u32,
-    target_ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-    relative_fd: u32,
-    reserved: u32,
-    expected_revision: u64,
+pub(super) struct LinkCreate {
+    pub(super) prog_fd: u32,
+    pub(super) target_ifindex: u32,
+    pub(super) attach_type: u32,
+    pub(super) flags: u32,
+    pub(super) relative_fd: u32,
+    pub(super) reserved: u32,
+    pub(super) expected_revision: u64,
 }
 
 /// # Safety
-/// `T` is the part of `union bpf_attr` that `command` takes, its pointers valid for reads.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd, Errno> {
+/// `T` is the part of `union bpf_attr` that `command` takes, its pointers valid for what the command
+/// does with them.
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> Result<libc::c_int, Errno> {
     // SAFETY: the caller's promise; the length is the structure's.
-    let fd = unsafe {
+    let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
@@ -69,12 +71,28 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd, Errno>
             size_of::<T>(),
         )
     };
-    let fd = i32::try_from(fd).map_err(|_| Errno::IO)?;
-    if fd < 0 {
-        return Err(last());
-    }
-    // SAFETY: the kernel made this descriptor for us (both commands return one, close-on-exec).
+    let result = i32::try_from(result).map_err(|_| Errno::IO)?;
+    if result < 0 { Err(last()) } else { Ok(result) }
+}
+
+/// The same of a command that makes a descriptor (all are close-on-exec).
+///
+/// # Safety
+/// As for [`bpf`], and the command gives a new descriptor.
+pub(super) unsafe fn bpf_fd<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd, Errno> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { bpf(command, attributes)? };
+    // SAFETY: the kernel made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A name as `union bpf_attr` holds it: cut to 15 bytes, NUL behind.
+pub(super) fn name(text: &[u8]) -> [u8; 16] {
+    let mut name = [0; 16];
+    for (to, from) in name.iter_mut().zip(text.iter().take(15)) {
+        *to = *from;
+    }
+    name
 }
 
 /// Drops what the device receives before the host's stack sees it, and after packet sockets have,
@@ -97,21 +115,17 @@ pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
         },
     ];
     let license = c"Apache-2.0";
-    let mut name = [0; 16];
-    for (to, from) in name.iter_mut().zip(b"ovs_dpd_hide") {
-        *to = *from;
-    }
     let load = ProgLoad {
         prog_type: PROG_TYPE_SCHED_CLS,
         insn_cnt: program.len() as u32,
         insns: program.as_ptr().expose_provenance() as u64,
         license: license.as_ptr().expose_provenance() as u64,
-        prog_name: name,
+        prog_name: name(b"ovs_dpd_hide"),
         expected_attach_type: TCX_INGRESS,
         ..ProgLoad::default()
     };
     // SAFETY: `load` points at `program` and `license`, both alive, with their lengths.
-    let program = unsafe { bpf(PROG_LOAD, &load)? };
+    let program = unsafe { bpf_fd(PROG_LOAD, &load)? };
     let create = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
         target_ifindex: ifindex,
@@ -120,5 +134,5 @@ pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
         ..LinkCreate::default()
     };
     // SAFETY: no pointers. The link keeps the program.
-    unsafe { bpf(LINK_CREATE, &create) }
+    unsafe { bpf_fd(LINK_CREATE, &create) }
 }

@@ -1,7 +1,7 @@
-//! The one ethtool setting that a bridge's port must change: large receive offload, which merges
-//! packets so that they can't be forwarded as they were.
+//! The few ethtool settings that concern a port: offloads that change packets before we see them, and
+//! how many queues there are.
 //!
-//! Source: uapi `linux/ethtool.h` (ETHTOOL_GFLAGS, ETHTOOL_SFLAGS).
+//! Source: uapi `linux/ethtool.h` (ETHTOOL_GFLAGS, ETHTOOL_SFLAGS, ETHTOOL_GCHANNELS).
 
 use std::os::fd::BorrowedFd;
 
@@ -11,7 +11,25 @@ use super::{ifreq, ioctl};
 
 const GET_FLAGS: u32 = 0x25;
 const SET_FLAGS: u32 = 0x26;
-const FLAG_LRO: u32 = 1 << 15;
+const GET_CHANNELS: u32 = 0x3c;
+
+/// An offload that is one of ethtool's flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offload {
+    /// Large receive: merges packets so that they can't be forwarded as they were.
+    Lro,
+    /// Takes the outermost tag out of a packet received, to tell it beside the packet.
+    RxVlan,
+}
+
+impl Offload {
+    fn flag(self) -> u32 {
+        match self {
+            Self::RxVlan => 1 << 8,
+            Self::Lro => 1 << 15,
+        }
+    }
+}
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -20,25 +38,67 @@ struct Value {
     data: u32,
 }
 
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    command: u32,
+    max_rx: u32,
+    max_tx: u32,
+    max_other: u32,
+    max_combined: u32,
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// # Safety
+/// `T` is the structure of the command that its first field holds.
+unsafe fn ethtool<T>(socket: BorrowedFd<'_>, name: &str, value: &mut T) -> Result<(), Errno> {
+    let mut request = ifreq(name).ok_or(Errno::INVAL)?;
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(value).cast();
+    // SAFETY: SIOCETHTOOL takes an ifreq that points at the structure of its command: the caller's
+    // promise; it is borrowed for the call.
+    unsafe { ioctl(socket, libc::SIOCETHTOOL, &mut request) }.map(|_| ())
+}
+
 /// `socket`: any socket of the device's namespace.
 fn flags(socket: BorrowedFd<'_>, name: &str, command: u32, data: u32) -> Result<u32, Errno> {
     let mut value = Value { command, data };
-    let mut request = ifreq(name).ok_or(Errno::INVAL)?;
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
-    // SAFETY: SIOCETHTOOL takes an ifreq that points at the structure of its command, here an
-    // ethtool_value, a local that outlives the call.
-    unsafe { ioctl(socket, libc::SIOCETHTOOL, &mut request)? };
+    // SAFETY: both commands take an ethtool_value.
+    unsafe { ethtool(socket, name, &mut value)? };
     Ok(value.data)
 }
 
-/// Whether the device merges what it receives.
-pub(crate) fn lro(socket: BorrowedFd<'_>, name: &str) -> Result<bool, Errno> {
-    Ok(flags(socket, name, GET_FLAGS, 0)? & FLAG_LRO != 0)
+/// Whether the device does that.
+pub(crate) fn offload(socket: BorrowedFd<'_>, name: &str, offload: Offload) -> Result<bool, Errno> {
+    Ok(flags(socket, name, GET_FLAGS, 0)? & offload.flag() != 0)
 }
 
-/// Switches that.
-pub(crate) fn set_lro(socket: BorrowedFd<'_>, name: &str, on: bool) -> Result<(), Errno> {
+/// Switches that. `EOPNOTSUPP`, `EINVAL`: the device can't switch it.
+pub(crate) fn set_offload(
+    socket: BorrowedFd<'_>,
+    name: &str,
+    offload: Offload,
+    on: bool,
+) -> Result<(), Errno> {
     let now = flags(socket, name, GET_FLAGS, 0)?;
-    let then = if on { now | FLAG_LRO } else { now & !FLAG_LRO };
+    let then = if on {
+        now | offload.flag()
+    } else {
+        now & !offload.flag()
+    };
     flags(socket, name, SET_FLAGS, then).map(|_| ())
+}
+
+/// How many queues the device receives on now. `EOPNOTSUPP`: it doesn't say.
+pub(crate) fn receive_queues(socket: BorrowedFd<'_>, name: &str) -> Result<u32, Errno> {
+    let mut channels = Channels {
+        command: GET_CHANNELS,
+        ..Channels::default()
+    };
+    // SAFETY: the command takes an ethtool_channels.
+    unsafe { ethtool(socket, name, &mut channels)? };
+    Ok(channels.rx.saturating_add(channels.combined))
 }

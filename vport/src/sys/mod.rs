@@ -9,10 +9,13 @@
 
 pub(crate) mod bpf;
 pub(crate) mod ethtool;
+mod mapping;
 pub(crate) mod mmsg;
 pub(crate) mod packet_socket;
 pub(crate) mod tun;
 pub(crate) mod tx_ring;
+pub(crate) mod xdp;
+pub(crate) mod xsk;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
