@@ -7,8 +7,10 @@
 //! - [`ipv6`]: the chain of extension headers.
 //! - [`hash`]: the packet's hash.
 //! - [`rewrite`]: from a set action to changed bytes, checksums kept right.
-//! - `flow`: one entry: key, mask, actions, statistics.
-//! - `table`: the classifier and its dump.
+//! - [`mask`]: which bits of a key are compared.
+//! - [`flow`]: one entry: key, mask, actions, and its statistics ([`stats`]).
+//! - [`table`]: which flow a packet belongs to, which flows there are; its writers, dumps, garbage.
+//! - [`cache`]: what an executor keeps between lookups.
 
 pub mod action;
 pub mod cache;

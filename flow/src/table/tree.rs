@@ -47,7 +47,8 @@ pub(super) struct Test {
 /// The tree as readers see it.
 pub(super) enum Node {
     Test(Test, [Protected<Node>; 2]),
-    Leaf(Box<[Arc<Subtable>]>),
+    /// The first two here, as more are rare and each step to other memory counts.
+    Leaf([Option<Arc<Subtable>>; 2], Box<[Arc<Subtable>]>),
 }
 
 impl Node {
@@ -57,17 +58,21 @@ impl Node {
 
     /// A leaf of these.
     pub(super) fn leaf_of(subtables: &[Arc<Subtable>]) -> Arc<Self> {
-        Arc::new(Self::Leaf(subtables.into()))
+        let mut all = subtables.iter().cloned();
+        let first = [all.next(), all.next()];
+        Arc::new(Self::Leaf(first, all.collect()))
     }
 
     /// The subtables that may have a flow for this key.
     #[inline]
-    pub(super) fn leaf(&self, key: &Key) -> &[Arc<Subtable>] {
+    pub(super) fn leaf(&self, key: &Key) -> impl Iterator<Item = &Subtable> {
         let chunks = chunks(key);
         let mut node = self;
         loop {
             match node {
-                Self::Leaf(subtables) => return subtables,
+                Self::Leaf(first, rest) => {
+                    return first.iter().flatten().chain(rest).map(Arc::as_ref);
+                }
                 Self::Test(test, sides) => {
                     let yes = chunk(chunks, test.chunk) & test.bits == test.value;
                     node = sides[usize::from(yes)].load();
@@ -82,7 +87,7 @@ impl Node {
     /// Tests that the key passes, and masks in its leaf.
     pub(super) fn depth(&self, key: &Key) -> (usize, usize) {
         match self {
-            Self::Leaf(subtables) => (0, subtables.len()),
+            Self::Leaf(first, rest) => (0, first.iter().flatten().count() + rest.len()),
             Self::Test(test, sides) => {
                 let yes = chunk(chunks(key), test.chunk) & test.bits == test.value;
                 let (tests, masks) = sides[usize::from(yes)].load().depth(key);
@@ -216,32 +221,34 @@ struct Leaf {
 
 impl Leaf {
     fn publish(&self) -> Arc<Node> {
-        Arc::new(Node::Leaf(
-            self.masks
-                .iter()
-                .map(|mask| Arc::clone(&mask.subtable))
-                .collect(),
-        ))
+        let subtables: Vec<_> = self
+            .masks
+            .iter()
+            .map(|mask| Arc::clone(&mask.subtable))
+            .collect();
+        Node::leaf_of(&subtables)
     }
 
-    fn merge(&mut self, other: Leaf) {
-        for mask in other.masks {
-            match self
-                .masks
-                .iter_mut()
-                .find(|have| Arc::ptr_eq(&have.subtable, &mask.subtable))
-            {
-                Some(have) => {
-                    let more = mask
-                        .flows
-                        .into_iter()
-                        .filter(|slot| !have.flows.contains(slot));
-                    let more: Vec<u32> = more.collect();
-                    have.flows.extend(more);
-                    have.common = have.common.take().or(mask.common);
+    /// Each mask once, with all its members; masks that lay in several leaves come several times.
+    fn of(mut masks: Vec<LeafMask>) -> Self {
+        masks.sort_unstable_by_key(|mask| Arc::as_ptr(&mask.subtable));
+        let mut all: Vec<LeafMask> = Vec::with_capacity(masks.len());
+        for mask in masks {
+            match all.last_mut() {
+                Some(last) if Arc::ptr_eq(&last.subtable, &mask.subtable) => {
+                    last.flows.extend(mask.flows);
+                    last.common = last.common.take().or(mask.common);
                 }
-                None => self.masks.push(mask),
+                _ => all.push(mask),
             }
+        }
+        for mask in &mut all {
+            mask.flows.sort_unstable();
+            mask.flows.dedup();
+        }
+        Self {
+            masks: all,
+            patience: 0,
         }
     }
 }
@@ -395,9 +402,9 @@ impl Branch {
                 }
                 *masks = sides[0].masks() + sides[1].masks();
                 if *masks > *built * 2 {
-                    let mut all = Leaf::default();
+                    let mut all = Vec::new();
                     std::mem::take(self).collect(&mut all);
-                    let (branch, node) = Self::grow(all, depth, change.slots);
+                    let (branch, node) = Self::grow(Leaf::of(all), depth, change.slots);
                     *self = branch;
                     change.garbage.push(cell.replace(node));
                 }
@@ -447,8 +454,9 @@ impl Branch {
                 }
                 *masks = sides[0].masks() + sides[1].masks();
                 if *masks <= LEAF_MASKS / 2 {
-                    let mut all = Leaf::default();
+                    let mut all = Vec::new();
                     std::mem::take(self).collect(&mut all);
+                    let all = Leaf::of(all);
                     change.garbage.push(cell.replace(all.publish()));
                     *self = Self::Leaf(all);
                 }
@@ -475,10 +483,10 @@ impl Branch {
         }
     }
 
-    /// All that lies here, in one leaf.
-    fn collect(self, all: &mut Leaf) {
+    /// All that lies here.
+    fn collect(self, all: &mut Vec<LeafMask>) {
         match self {
-            Self::Leaf(leaf) => all.merge(leaf),
+            Self::Leaf(leaf) => all.extend(leaf.masks),
             Self::Test { sides, .. } => sides.into_iter().for_each(|side| side.collect(all)),
         }
     }
