@@ -13,9 +13,9 @@
 //! - A table that is unlinked from its datapath goes on working for those who still have it.
 //!
 //! # Structure
-//! Flows lie in numbered slots that don't move ([`slots`]); two kinds of hash index name them by
+//! Flows lie in numbered slots that don't move (`slots`); two kinds of hash index name them by
 //! number: one over all ids, and one for each mask (a subtable), searched with the packet's key under
-//! that mask. Which masks are worth searching for a packet a tree tells ([`tree`]). A flush puts a new, empty set of all this in place at once ([`Contents`]).
+//! that mask. Which masks are worth searching for a packet a tree tells (`tree`). A flush puts a new, empty set of all this in place at once (`Contents`).
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};

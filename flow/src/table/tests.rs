@@ -80,3 +80,83 @@ fn a_key_passes_few_tests_however_many_masks_come_in_whatever_order() {
         assert!(deepest < 22, "{name}: {deepest} tests");
     }
 }
+
+/// A mask is found in each way of lying: by its flows, by what many have in common, and outside of the
+/// tree; and the tree is empty when all have gone.
+#[test]
+fn masks_are_found_however_they_lie_and_leave_nothing_behind() {
+    let reclaimer = Arc::new(Reclaimer::new());
+    let handle = reclaimer.register();
+    let table = FlowTable::new(TableConfig::new(1, 1), &reclaimer).unwrap();
+    let mut flows: Vec<(u32, Key, Key)> = (0..1024)
+        .map(|n| n * 8)
+        .map(|n| {
+            let (key, mask) = explosion(n);
+            (n, key, mask)
+        })
+        .collect();
+    // Many flows of one mask, with little in common.
+    for n in 0..200u32 {
+        let (mut key, mut mask) = explosion(8191);
+        (key.in_port, mask.in_port) = (n.wrapping_mul(0x9e37_79b9), u32::MAX);
+        flows.push((10_000 + n, key, mask));
+    }
+    // One that allows nearly all outcomes: no packet of its protocol is kept out by an address.
+    flows.push((
+        20_000,
+        Key {
+            ip_proto: 6,
+            ..Key::ZERO
+        },
+        Key {
+            ip_proto: 0xff,
+            ..Key::ZERO
+        },
+    ));
+    let check = |installed: &[(u32, Key, Key)]| {
+        let guard = handle.pin();
+        let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
+        for (n, key, _) in &flows {
+            let found = table.lookup(key, 0, &guard, &mut cache, &mut counters);
+            assert_eq!(
+                found.is_some(),
+                table.scan(key, &guard).is_some(),
+                "flow {n}"
+            );
+            assert!(found.is_some() || installed.iter().all(|(other, ..)| other != n));
+            assert!(found.is_none_or(|flow| flow.matches(key)));
+        }
+    };
+    for (n, key, mask) in &flows {
+        let ufid = Ufid::new(&n.to_be_bytes());
+        let prepared = table.prepare(NewFlow::new(ufid, key, mask, Arc::<ActionList>::default()));
+        table.write(&handle).insert(prepared).unwrap();
+    }
+    check(&flows);
+    let lying = table.write(&handle).lying();
+    assert!(
+        lying.iter().all(|masks| *masks > 0),
+        "each way is met: {lying:?}"
+    );
+    // The widest first, so that what is left must be found by its own place in the tree.
+    let mut left = flows.clone();
+    while let Some((n, ..)) = left.pop() {
+        let writer = table.write(&handle);
+        assert!(
+            writer.remove(
+                writer
+                    .find_ufid(&Ufid::new(&n.to_be_bytes()).unwrap())
+                    .unwrap()
+            )
+        );
+        drop(writer);
+        if left.len().is_multiple_of(100) {
+            check(&left);
+        }
+    }
+    assert_eq!((table.n_flows(), table.n_masks()), (0, 0));
+    let guard = handle.pin();
+    let contents = table.contents(&guard);
+    assert_eq!(contents.tree.load().depth(&Key::ZERO), (0, 0));
+    assert_eq!(contents.wide.load().depth(&Key::ZERO), (0, 0));
+}

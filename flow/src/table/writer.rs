@@ -262,6 +262,20 @@ impl<'t> Writer<'t> {
         masks.rebuild(contents, Order::Use, &mut garbage);
     }
 
+    /// Masks in the tree by their flows, by what these have in common, and those outside.
+    #[cfg(test)]
+    pub(super) fn lying(&self) -> [usize; 3] {
+        let mut count = [0; 3];
+        for entry in self.masks.borrow().all.iter() {
+            count[match entry.lying {
+                Lying::Flows(_) => 0,
+                Lying::Common(_) => 1,
+                Lying::Wide => 2,
+            }] += 1;
+        }
+        count
+    }
+
     fn id_hash_of<'a>(&'a self, contents: &'a Contents) -> impl Fn(u32) -> Option<u32> + 'a {
         |slot| {
             contents
