@@ -1,1 +1,22 @@
-//! benches
+//! What the benches share. Each bench measures ovs-dpd and its peers in the same run, in turns, and
+//! gives ratios with their spread: absolute figures drift with the machine, ratios less.
+//!
+//! - [`report`]: samples, ratios, tables; JSON beside them.
+//! - [`latency`]: percentiles.
+//! - [`machine`]: what the figures were measured on.
+//! - [`bed`]: two endpoints and what forwards between them, ours or a peer.
+//! - [`floor`]: the barest forwarders that there can be: what nobody in user space gets below.
+//! - [`sender`]: frames, as fast as one thread can or at a steady rate.
+//! - [`wire`]: packet sockets as the sender, the floor and the receivers use them.
+//! - [`client`]: a scripted client of the daemon, in ovs-vswitchd's place.
+//! - [`cpu`]: who runs where.
+
+pub mod bed;
+pub mod client;
+pub mod cpu;
+pub mod floor;
+pub mod latency;
+pub mod machine;
+pub mod report;
+pub mod sender;
+pub mod wire;
