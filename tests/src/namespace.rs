@@ -36,14 +36,9 @@ fn orphans(directory: &str) -> Vec<String> {
         return Vec::new();
     };
     let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    let dead = |name: &String| {
-        maker(name)
-            .and_then(rustix::process::Pid::from_raw)
-            .is_some_and(|pid| {
-                rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
-            })
-    };
-    names.filter(dead).collect()
+    names
+        .filter(|name| name.starts_with(PREFIX) && orphan_of(name).is_some())
+        .collect()
 }
 
 /// Removes the namespaces and directories of makers that were killed; once a process.
@@ -61,22 +56,30 @@ pub fn sweep() {
     });
 }
 
-/// Everything in this machine that bears the name of the process `pid`'s laboratories, or of
-/// any laboratory if none is given.
-pub fn left_behind(pid: Option<u32>) -> Vec<String> {
-    let mut found = Vec::new();
-    for directory in [PathBuf::from(NETNS_DIR), std::env::temp_dir()] {
-        let Ok(entries) = std::fs::read_dir(&directory) else {
-            continue;
-        };
-        for name in entries.filter_map(|e| e.ok()?.file_name().into_string().ok()) {
-            let made_by = maker(&name);
-            if made_by.is_some() && pid.is_none_or(|p| made_by == i32::try_from(p).ok()) {
-                found.push(directory.join(name).display().to_string());
-            }
-        }
-    }
-    found
+/// The process that a text, such as a path or a command line, names as a laboratory's maker, if
+/// that process is dead.
+pub fn orphan_of(text: &str) -> Option<i32> {
+    let dead = |pid: &i32| {
+        let pid = rustix::process::Pid::from_raw(*pid);
+        let asked = pid.map(rustix::process::test_kill_process);
+        asked == Some(Err(rustix::io::Errno::SRCH))
+    };
+    text.match_indices(PREFIX)
+        .find_map(|(at, _)| maker(&text[at..]).filter(dead))
+}
+
+/// Namespaces and directories of laboratories whose makers are dead: nothing, after tests that
+/// were not killed.
+pub fn left_behind() -> Vec<String> {
+    [PathBuf::from(NETNS_DIR), std::env::temp_dir()]
+        .iter()
+        .flat_map(|directory| {
+            let names = orphans(&directory.to_string_lossy());
+            names
+                .into_iter()
+                .map(|name| directory.join(name).display().to_string())
+        })
+        .collect()
 }
 
 /// Runs `ip` in the namespace of the caller.
