@@ -1,7 +1,7 @@
 //! Joins two ports, and nothing else: the floor under the datapath's figures.
 //!
 //! `forward SECONDS PORT PORT`, where PORT is the name of a device that is there, `tap:NAME` or
-//! `veth:NAME` for an internal port that is made. Prints each port's mode, then what went through.
+//! `veth:NAME` for an internal port that is made; `xdp:NAME`, `xdp-generic:NAME` for a device by AF_XDP. Prints each port's mode, then what went through.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use frame::Pool;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vport::{
-    AttachOptions, Error, InternalOptions, Port, RxQueue, RxStatus, TxOutcome, attach,
-    create_internal,
+    AttachOptions, DriverChoice, Error, InternalOptions, Port, RxQueue, RxStatus, TxOutcome,
+    XdpMode, attach, create_internal,
 };
 
 fn open(name: &str) -> Result<Box<dyn Port>, Error> {
@@ -23,9 +23,21 @@ fn open(name: &str) -> Result<Box<dyn Port>, Error> {
             },
         )
     };
+    let afxdp = |name: &str, xdp| {
+        attach(
+            name,
+            &AttachOptions {
+                driver: DriverChoice::AfXdp,
+                xdp,
+                ..AttachOptions::default()
+            },
+        )
+    };
     match name.split_once(':') {
         Some(("tap", name)) => internal(name, false),
         Some(("veth", name)) => internal(name, true),
+        Some(("xdp", name)) => afxdp(name, XdpMode::Auto),
+        Some(("xdp-generic", name)) => afxdp(name, XdpMode::Generic),
         _ => attach(
             name,
             &AttachOptions {

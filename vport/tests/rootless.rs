@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::{Forwarder, Lab, both_ways, internal};
-use vport::AttachOptions;
+use vport::{AttachOptions, DriverChoice};
 
 fn as_nobody(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
@@ -57,6 +57,19 @@ fn ports_work_without_root() {
 #[ignore = "run by the other one, in its user namespace"]
 fn inside() {
     let lab = Lab::new(1500);
+    let refused = lab.switch.run(|| {
+        let options = AttachOptions {
+            driver: DriverChoice::AfXdp,
+            ..AttachOptions::default()
+        };
+        vport::attach("pa", &options).err().unwrap()
+    });
+    assert_eq!(refused.errno(), libc::EPERM);
+    let text = refused.to_string();
+    assert!(
+        text.contains("needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace"),
+        "{text}"
+    );
     let forwarder = lab.forward();
     let mode = forwarder.ports[0].mode();
     assert!(

@@ -311,3 +311,6 @@ pub(super) fn hold(
         sizes,
     })
 }
+
+#[cfg(test)]
+mod tests;
