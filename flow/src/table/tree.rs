@@ -34,7 +34,7 @@ const MANY_LEAVES: usize = 32;
 /// Parts deeper than this aren't split further.
 const DEPTH: usize = 96;
 /// Patterns by which a test is chosen, and pairs of them that suggest one.
-const SAMPLE: usize = 32;
+const SAMPLE: usize = 16;
 
 /// A test: `chunk` of the key, under `bits`, equals `value`.
 #[derive(Clone, Copy, PartialEq, Eq)]
