@@ -82,6 +82,9 @@ pub struct Configuration<'d> {
 /// Threads besides the workers and the prompt threads that may carry packets.
 const OTHER_THREADS: usize = 2;
 
+/// How many threads close ports when a datapath goes.
+const RELEASE_THREADS: usize = 16;
+
 /// How long the removal of a port waits for the batches that still use it.
 const QUIESCE: Duration = Duration::from_secs(5);
 
@@ -190,6 +193,12 @@ impl Daemon {
         }
     }
 
+    /// Wakes the reaper, so that it sees that it is to stop.
+    pub fn wake_reaper(&self) {
+        let handle = self.reclaimer.register();
+        self.reclaimer.retire(&handle.pin(), Box::new(()));
+    }
+
     /// Frees retired memory until `stop` says so. The reaper thread's life.
     pub fn reap(&self, stop: &dyn Fn() -> bool) {
         let handle = self.reclaimer.register();
@@ -255,16 +264,10 @@ impl Configuration<'_> {
         all.retain(|other| !Arc::ptr_eq(other, datapath));
         daemon.datapaths.store(Arc::new(all));
         datapath.table.orphan(handle);
-        let numbers: Vec<u32> = datapath
-            .ports
-            .load()
-            .iter()
-            .map(|port| port.number)
-            .collect();
-        // The local port goes last: clients know the datapath by its device.
-        for number in numbers.into_iter().rev() {
-            self.remove_port(datapath, number);
-        }
+        let ports = datapath.ports.swap(Arc::default());
+        let all: Vec<Arc<Vport>> = ports.iter().cloned().collect();
+        drop(ports);
+        self.release(datapath, all);
     }
 
     /// Makes an internal device, or opens an existing one, and makes it a port.
@@ -321,14 +324,34 @@ impl Configuration<'_> {
         };
         datapath.ports.store(Arc::new(before.without(number)));
         drop(before);
-        self.daemon.workers.remove(&port);
-        wait_until_unused(&port);
-        let totals = port.counters.totals();
-        datapath
-            .departed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .add(&totals);
+        self.release(datapath, vec![port]);
+    }
+
+    /// Closes ports that are out of the set already.
+    fn release(&self, datapath: &Datapath, ports: Vec<Arc<Vport>>) {
+        self.daemon.workers.remove(&ports);
+        for port in &ports {
+            wait_until_unused(port);
+            let totals = port.counters.totals();
+            datapath
+                .departed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(&totals);
+        }
+        // The kernel waits for its readers at each device: many at once wait together.
+        let share = ports.len().div_ceil(RELEASE_THREADS).max(1);
+        let mut shares = Vec::new();
+        let mut rest = ports;
+        while rest.len() > share {
+            shares.push(rest.split_off(rest.len() - share));
+        }
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(move || drop(share));
+            }
+            drop(rest);
+        });
     }
 
     fn make_internal(

@@ -9,6 +9,7 @@
 //! Commands reach a worker by its mailbox. [`Workers::remove`] returns when the worker has dropped the
 //! port's queues, and with them their descriptors.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +35,8 @@ const MAIL: u64 = u64::MAX;
 
 enum Command {
     Add(Box<Source>),
-    /// Drop the queues of the port at this address.
-    Remove(usize, Sender<()>),
+    /// Drop the queues of the ports at these addresses.
+    Remove(HashSet<usize>, Sender<()>),
     Stop,
 }
 
@@ -115,18 +116,18 @@ impl Workers {
         }
     }
 
-    /// Takes a port's queues away, and waits until they are closed.
-    pub fn remove(&self, port: &Arc<Vport>) {
+    /// Takes the ports' queues away, and waits until they are closed.
+    pub fn remove(&self, ports: &[Arc<Vport>]) {
         let (done, closed) = channel();
-        for worker in self
-            .lock()
-            .iter_mut()
-            .filter(|w| w.ports.contains(&address(port)))
-        {
-            worker.ports.retain(|known| *known != address(port));
-            worker
-                .mail
-                .send(Command::Remove(address(port), done.clone()));
+        let gone: HashSet<usize> = ports.iter().map(address).collect();
+        for worker in self.lock().iter_mut() {
+            let before = worker.ports.len();
+            worker.ports.retain(|known| !gone.contains(known));
+            if worker.ports.len() != before {
+                worker
+                    .mail
+                    .send(Command::Remove(gone.clone(), done.clone()));
+            }
         }
         drop(done);
         // Ends when every worker asked has dropped its sender.
@@ -234,11 +235,11 @@ impl<'d> Loop<'d> {
             match command {
                 Command::Stop => return false,
                 Command::Add(source) => self.add(*source),
-                Command::Remove(port, done) => {
+                Command::Remove(ports, done) => {
                     for slot in &mut self.sources {
                         if slot
                             .as_ref()
-                            .is_some_and(|source| address(&source.port) == port)
+                            .is_some_and(|source| ports.contains(&address(&source.port)))
                         {
                             // Closing the descriptor takes it out of the epoll set.
                             *slot = None;

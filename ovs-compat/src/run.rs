@@ -42,7 +42,12 @@ pub struct RunArguments {
     #[arg(long)]
     internal_veth: bool,
     /// What to log, as error, warn, info, debug, or per module (see tracing-subscriber's EnvFilter).
-    #[arg(long, value_name = "FILTER", env = "OVS_DPD_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "OVS_DPD_LOG",
+        default_value = "info"
+    )]
     log: String,
 }
 
@@ -54,7 +59,10 @@ fn default_workers() -> u16 {
 pub fn run(arguments: &RunArguments) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log)
         .with_context(|| format!("can't read the log filter {:?}", arguments.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 
     // From here on the signals wait for us, whatever stage we are in.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("can't take signals")?;
@@ -71,7 +79,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
             bail!("{error}: stop it, or choose another --run-dir")
         }
         Err(error @ BindError::Insecure { .. }) => {
-            bail!("{error}: whoever can write there could put a socket there; choose another --run-dir")
+            bail!(
+                "{error}: whoever can write there could put a socket there; choose another --run-dir"
+            )
         }
         Err(error @ BindError::Io { .. }) => return Err(error).context("can't serve"),
     };
@@ -106,7 +116,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         server.hub(),
         Devices::new(notices),
     ));
-    daemon.workers.start(&daemon).context("can't start the workers")?;
+    daemon
+        .workers
+        .start(&daemon)
+        .context("can't start the workers")?;
     let reaper_stop = Arc::new(AtomicBool::new(false));
     let reaper = spawn("reaper", {
         let (daemon, stop) = (Arc::clone(&daemon), Arc::clone(&reaper_stop));
@@ -123,8 +136,14 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
 
     std::fs::write(run_dir.pid_file(), format!("{}\n", std::process::id()))
         .with_context(|| format!("can't write {}", run_dir.pid_file().display()))?;
-    println!("ovs-dpd: ready on {} (process {})", run_dir.path().display(), std::process::id());
-    std::io::stdout().flush().context("can't write to standard output")?;
+    println!(
+        "ovs-dpd: ready on {} (process {})",
+        run_dir.path().display(),
+        std::process::id()
+    );
+    std::io::stdout()
+        .flush()
+        .context("can't write to standard output")?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
     let signal = signals.forever().next();
@@ -137,6 +156,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     daemon.devices.notify(Notice::Stop);
     daemon.workers.stop();
     reaper_stop.store(true, Ordering::Relaxed);
+    daemon.wake_reaper();
     for (name, thread) in [("devices", follower), ("reaper", reaper)] {
         if thread.join().is_err() {
             warn!("the {name} thread had ended by a panic");
@@ -159,8 +179,8 @@ fn answer_status(run_dir: &RunDir, daemon: &Arc<Daemon>) -> Result<()> {
     let path = run_dir.status_socket();
     // Left by a daemon that is dead: we hold the directory's lock.
     remove_file(&path);
-    let listener = UnixListener::bind(&path)
-        .with_context(|| format!("can't listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("can't listen on {}", path.display()))?;
     let daemon = Arc::clone(daemon);
     spawn("status", move || {
         for stream in listener.incoming() {
