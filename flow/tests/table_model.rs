@@ -348,39 +348,27 @@ fn rebalancing_puts_the_masks_in_use_first() {
     let (reclaimer, table) = table(4);
     let handle = reclaimer.register();
     table.set_masks_cache_size(0).expect("legal");
-    for m in 1..64 {
-        let mut mask = mask(m);
-        mask.recirc_id = u32::MAX;
-        let key = flow::key::Key {
-            recirc_id: 1000 + m,
-            ..key(m)
-        };
+    // Two masks always share a leaf of the tree, in the order in which they came.
+    for (id, m) in [(1, 1), (2, 3)] {
+        let new = table_common::new_flow(id, &key(id), &mask(m));
         table
             .write(&handle)
-            .insert(table.prepare(table_common::new_flow(m, &key, &mask)))
-            .unwrap();
+            .insert(table.prepare(new))
+            .expect("different masks");
     }
-    let packet = flow::key::Key {
-        recirc_id: 1063,
-        ..key(63)
-    };
     let mut cache = MaskCache::new();
-    let mut looked_at = |n| {
+    let mut looked_at = |packet: u32, times: u64| {
         let guard = handle.pin();
         let mut counters = LookupCounters::default();
-        for _ in 0..n {
-            assert!(
-                table
-                    .lookup(&packet, 1, &guard, &mut cache, &mut counters)
-                    .is_some()
-            );
+        for _ in 0..times {
+            let found = table.lookup(&key(packet), 1, &guard, &mut cache, &mut counters);
+            assert_eq!(found.map(table_common::number), Some(packet));
         }
-        counters.mask_hit / n
+        counters.mask_hit / times
     };
-    let before = looked_at(200);
+    assert_eq!((looked_at(1, 1), looked_at(2, 500)), (1, 2));
     table.write(&handle).rebalance();
-    assert!(before > 1);
-    assert_eq!(looked_at(200), 1);
+    assert_eq!((looked_at(1, 1), looked_at(2, 500)), (2, 1));
 }
 
 #[test]
