@@ -13,11 +13,11 @@
 //! 3. [`Datapath::departed`]; a client's queues (inside crate `netlink`). Leaves: nothing is taken under
 //!    them.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::vport::{AttachOptions, DriverChoice, InternalOptions};
+use ::vport::DriverChoice;
 use arc_swap::ArcSwap;
 use crossbeam_epoch::LocalHandle;
 use flow::stats::Source;
@@ -27,6 +27,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::counters::Counters;
 use crate::datapath::{Datapath, Settings};
+use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
 use crate::table_ref::TableCell;
@@ -65,6 +66,7 @@ pub struct Daemon {
     pub workers: Workers,
     /// The way to the thread that follows the ports' devices.
     pub devices: Devices,
+    source: Box<dyn DeviceSource>,
     /// When it started.
     pub started: Instant,
     datapaths: ArcSwap<Vec<Arc<Datapath>>>,
@@ -91,8 +93,20 @@ const QUIESCE: Duration = Duration::from_secs(5);
 impl Daemon {
     /// No datapaths yet, workers not started.
     pub fn new(options: Options, hub: Hub, devices: Devices) -> Self {
+        let source = Box::new(SystemDevices::new(&options));
+        Self::with_devices(options, hub, devices, source)
+    }
+
+    /// The same with devices from elsewhere than the system.
+    pub fn with_devices(
+        options: Options,
+        hub: Hub,
+        devices: Devices,
+        source: Box<dyn DeviceSource>,
+    ) -> Self {
         Self {
             hub,
+            source,
             reclaimer: Arc::new(Reclaimer::new()),
             workers: Workers::default(),
             devices,
@@ -163,24 +177,6 @@ impl Daemon {
         Configuration {
             daemon: self,
             _lock: lock,
-        }
-    }
-
-    /// How existing devices are opened.
-    pub fn attach_options(&self) -> AttachOptions {
-        AttachOptions {
-            driver: self.options.driver,
-            run_prefix: self.options.run_prefix.clone(),
-            ..AttachOptions::default()
-        }
-    }
-
-    /// How internal ports are made.
-    pub fn internal_options(&self) -> InternalOptions {
-        InternalOptions {
-            force_veth: self.options.force_veth,
-            run_prefix: self.options.run_prefix.clone(),
-            ..InternalOptions::default()
         }
     }
 
@@ -301,7 +297,7 @@ impl Configuration<'_> {
                         VportType::Netdev => Errno::EBUSY,
                     });
                 }
-                ::vport::attach(wish.name, &self.daemon.attach_options()).map_err(|error| {
+                self.daemon.source.attach(wish.name).map_err(|error| {
                     tracing::info!("port {}: {error}", wish.name);
                     Errno(error.errno())
                 })?
@@ -362,7 +358,7 @@ impl Configuration<'_> {
         if ifindex.is_some() {
             return Err(Errno::EOPNOTSUPP);
         }
-        ::vport::create_internal(name, &self.daemon.internal_options()).map_err(|error| {
+        self.daemon.source.create_internal(name).map_err(|error| {
             tracing::info!("internal port {name}: {error}");
             Errno(error.errno())
         })
@@ -386,6 +382,8 @@ impl Configuration<'_> {
             name: device.name().into(),
             device,
             renamed: ArcSwap::default(),
+            observed: ArcSwap::default(),
+            read: AtomicBool::new(false),
             upcall_pids: ArcSwap::from_pointee(upcall_pids),
             counters: Counters::new(self.daemon.executors()),
         });

@@ -5,6 +5,7 @@
 //! its number only.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::vport::{LinkEvent, LinkMonitor};
@@ -28,6 +29,8 @@ pub enum Notice {
         /// The port's number.
         port: u32,
     },
+    /// Somebody reads what the kernel tells of ports: ask it again.
+    Look,
     /// The daemon ends.
     Stop,
 }
@@ -43,6 +46,14 @@ impl Devices {
     pub fn new(mail: Sending<Notice>) -> Self {
         Self {
             mail: Mutex::new(mail),
+        }
+    }
+
+    /// What the kernel tells of this port is being read: the next reader shall find it newer. Costs the
+    /// caller no wait, whatever the kernel's RTNL lock is busy with.
+    pub fn look(&self, port: &Vport) {
+        if !port.read.swap(true, Ordering::Relaxed) {
+            self.notify(Notice::Look);
         }
     }
 
@@ -71,15 +82,20 @@ pub fn follow(daemon: &Daemon, mail: &Mailbox<Notice>, mut monitor: LinkMonitor)
             return;
         }
         mail.acknowledge();
+        let mut look = false;
         while let Some(notice) = mail.next() {
             match notice {
                 Notice::Stop => return,
+                Notice::Look => look = true,
                 Notice::Gone { datapath, port } => {
                     if let Some(datapath) = daemon.by_ifindex(datapath) {
                         remove(daemon, &handle, &datapath, port);
                     }
                 }
             }
+        }
+        if look {
+            observe(daemon);
         }
         if let Err(error) = monitor.receive(&mut events) {
             tracing::warn!("devices: {error}");
@@ -108,9 +124,22 @@ fn apply(daemon: &Daemon, handle: &LocalHandle, event: &LinkEvent) {
         }
         LinkEvent::Gone { .. } => {
             // An internal device that only moved is still ours; its queue tells when it is gone.
-            if port.kind == VportType::Netdev || port.device.netnsid().is_none() {
+            port.observe();
+            if port.kind == VportType::Netdev || port.observed.load().netnsid.is_none() {
                 remove(daemon, handle, &datapath, port.number);
             }
+        }
+    }
+}
+
+fn observe(daemon: &Daemon) {
+    for datapath in daemon.datapaths().iter() {
+        let ports = datapath.ports.load_full();
+        for port in ports
+            .iter()
+            .filter(|port| port.read.swap(false, Ordering::Relaxed))
+        {
+            port.observe();
         }
     }
 }

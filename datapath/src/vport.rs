@@ -1,8 +1,9 @@
 //! One port of a datapath: its number, its device, who reads its upcalls, what it has counted.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use ::vport::Port;
+use ::vport::{HostCounters, Port};
 use arc_swap::ArcSwap;
 
 use crate::counters::Counters;
@@ -34,6 +35,16 @@ impl VportType {
     }
 }
 
+/// What only the kernel can tell of a port's device. Asking may wait for its RTNL lock, so it is asked by
+/// threads that may sleep, and read by all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed {
+    /// What the kernel lost at its end.
+    pub host: HostCounters,
+    /// Where an internal port's device is, if not here.
+    pub netnsid: Option<i32>,
+}
+
 /// A port. Workers reach it by its number, through the datapath's set of ports; they keep it no longer
 /// than a batch.
 pub struct Vport {
@@ -48,6 +59,10 @@ pub struct Vport {
     pub device: Box<dyn Port>,
     /// The device's present name, if it was renamed.
     pub renamed: ArcSwap<Option<Box<str>>>,
+    /// As of when the device was asked last.
+    pub observed: ArcSwap<Observed>,
+    /// Somebody read `observed` since: it is worth asking again.
+    pub read: AtomicBool,
     /// Port ids of the readers of this port's upcalls, used without per-CPU dispatch.
     pub upcall_pids: ArcSwap<Vec<u32>>,
     /// Counts, one cell an executor.
@@ -63,12 +78,21 @@ impl Vport {
         }
     }
 
+    /// Asks the device. May sleep.
+    pub fn observe(&self) {
+        let observed = Observed {
+            host: self.device.host_counters(),
+            netnsid: self.device.netnsid(),
+        };
+        self.observed.store(Arc::new(observed));
+    }
+
     /// `struct ovs_vport_stats`, in the orientation of the device: what the datapath sends to an
     /// internal port is what the host receives there.
     pub fn stats(&self) -> [u64; 8] {
         use crate::drop_reason::DropReason as R;
         let sum = self.counters.totals();
-        let host = self.device.host_counters();
+        let host = self.observed.load().host;
         let from_us = (sum.transmitted, sum.transmitted_bytes);
         let to_us = (sum.received, sum.received_bytes);
         let ((rx, rx_bytes), (tx, tx_bytes)) = match self.kind {

@@ -80,6 +80,7 @@ pub(super) fn handle(
         }
         command::GET => {
             let (datapath, port) = find(daemon, request, &attrs)?;
+            daemon.devices.look(&port);
             answer.reply(command::GET, datapath.ifindex, |writer| {
                 write(writer, &datapath, &port)
             })?;
@@ -196,7 +197,7 @@ pub fn write(writer: &mut Writer<'_>, datapath: &Datapath, port: &Vport) -> Resu
     writer.u32(attribute::TYPE, port.kind.number());
     writer.name(attribute::NAME, &port.current_name())?;
     writer.u32(attribute::IFINDEX, port.device.ifindex());
-    if let Some(id) = port.device.netnsid() {
+    if let Some(id) = port.observed.load().netnsid {
         writer.bytes(attribute::NETNSID, &id.to_ne_bytes())?;
     }
     let mut stats = [0; 64];
@@ -245,6 +246,7 @@ impl Dump for VportDump {
         let datapath = self.daemon.by_ifindex(self.ifindex).ok_or(Errno::ENODEV)?;
         let ports = datapath.ports.load();
         for port in ports.iter_from(self.next) {
+            self.daemon.devices.look(port);
             let fit = part.message(command::GET, self.ifindex, |writer| {
                 write(writer, &datapath, port)
             })?;
