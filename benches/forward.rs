@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
     /// Seconds of each measurement of a rate.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     seconds: u32,
     /// Numbers of flows to measure packets per second with, one megaflow each; 1 is one wildcarded.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000])]
@@ -66,11 +66,7 @@ fn main() -> Result<()> {
             measure(*subject, &arguments, &mut report).with_context(|| subject.name())?;
         }
     }
-    report.finish(&[
-        Subject::Netdev.name(),
-        Subject::FloorRing.name(),
-        Subject::FloorVirtioNet.name(),
-    ])
+    report.finish(Subject::OvsDpd.name())
 }
 
 fn measure(subject: Subject, arguments: &Arguments, report: &mut Report) -> Result<()> {

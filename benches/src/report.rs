@@ -116,55 +116,70 @@ impl Report {
         Spread::of(ratios)
     }
 
-    /// A line a metric and subject: the values, and the ratio to each of `to`.
-    pub fn table(&self, to: &[&str]) -> String {
-        let mut text = String::from("| metric | subject | median | min to max |");
-        for other in to {
-            text += &format!(" / {other} |");
-        }
-        text += "\n|---|---|---:|---:|";
-        text += &"---:|".repeat(to.len());
-        text.push('\n');
-        for metric in &self.metrics {
-            for (subject, _) in &metric.subjects {
-                let Some(spread) = self.spread(&metric.name, subject) else {
-                    text += &format!("| {} | {subject} | - | |", metric.name);
-                    text += &" |".repeat(to.len());
-                    text.push('\n');
-                    continue;
-                };
-                text += &format!(
-                    "| {} | {subject} | {} | {} to {} |",
-                    metric.name,
-                    digits(spread.median),
-                    digits(spread.least),
-                    digits(spread.greatest)
-                );
-                for other in to {
-                    match self.ratio(&metric.name, subject, other) {
-                        Some(r) if other != subject => {
-                            text += &format!(
-                                " {} ({} to {}) |",
-                                digits(r.median),
-                                digits(r.least),
-                                digits(r.greatest)
-                            );
-                        }
-                        _ => text += " |",
-                    }
-                }
-                text.push('\n');
+    fn subjects(&self) -> Vec<&str> {
+        let mut all = Vec::new();
+        for (name, _) in self.metrics.iter().flat_map(|m| &m.subjects) {
+            if !all.contains(&name.as_str()) {
+                all.push(name.as_str());
             }
+        }
+        all
+    }
+
+    fn rows(&self, subjects: &[&str], of: impl Fn(&Metric, &str) -> Option<Spread>) -> String {
+        let mut text = String::from("| |");
+        for subject in subjects {
+            text += &format!(" {subject} |");
+        }
+        text += &format!("\n|---|{}\n", "---|".repeat(subjects.len()));
+        for metric in &self.metrics {
+            let cells: Vec<_> = subjects.iter().map(|s| of(metric, s)).collect();
+            if cells.iter().all(Option::is_none) {
+                continue;
+            }
+            text += &format!("| {} |", metric.name);
+            for cell in cells {
+                match cell {
+                    Some(s) if s.least == s.greatest => text += &format!(" {} |", digits(s.median)),
+                    Some(s) => {
+                        let [m, l, g] = [s.median, s.least, s.greatest].map(digits);
+                        text += &format!(" {m} ({l} to {g}) |");
+                    }
+                    None => text += " |",
+                }
+            }
+            text.push('\n');
         }
         text
     }
 
-    /// Prints the table and writes `BENCH.json` and `BENCH.md` to `target/bench`.
+    /// A line a metric with a column a subject: median, least and greatest of the rounds.
+    pub fn table(&self) -> String {
+        let spread = |metric: &Metric, subject: &str| self.spread(&metric.name, subject);
+        self.rows(&self.subjects(), spread)
+    }
+
+    /// A line a metric with a column a subject: what `ours` has in proportion to it.
+    pub fn ratios(&self, ours: &str) -> String {
+        let mut others = self.subjects();
+        others.retain(|subject| *subject != ours);
+        self.rows(&others, |metric, other| {
+            self.ratio(&metric.name, ours, other)
+        })
+    }
+
+    /// Prints the tables and writes `BENCH.json` and `BENCH.md` to `target/bench`. `ours` is the
+    /// subject that is compared with the others.
     ///
     /// # Errors
     /// The files can't be written.
-    pub fn finish(&self, to: &[&str]) -> Result<()> {
-        let text = format!("{}\n\n{}", machine::line(&self.machine), self.table(to));
+    pub fn finish(&self, ours: &str) -> Result<()> {
+        let text = format!(
+            "{}\n\nMedian of the rounds (least to greatest):\n\n{}\n{ours} in proportion to each:\n\n{}",
+            machine::line(&self.machine),
+            self.table(),
+            self.ratios(ours)
+        );
         println!("\n## {}\n\n{text}", self.name);
         let mut metrics = Map::new();
         for metric in &self.metrics {
@@ -174,11 +189,11 @@ impl Report {
                 if let Some(spread) = self.spread(&metric.name, subject) {
                     of["median"] = json!(spread.median);
                 }
-                for other in to.iter().filter(|other| **other != subject) {
-                    if let Some(r) = self.ratio(&metric.name, subject, other) {
-                        of[format!("ratio to {other}")] =
-                            json!({ "median": r.median, "min": r.least, "max": r.greatest });
-                    }
+                if let Some(r) = self.ratio(&metric.name, ours, subject)
+                    && subject != ours
+                {
+                    of["ours in proportion"] =
+                        json!({ "median": r.median, "min": r.least, "max": r.greatest });
                 }
                 subjects.insert(subject.clone(), of);
             }
@@ -228,7 +243,7 @@ mod tests {
         report.add("m", "peer", None);
         assert_eq!(report.ratio("m", "ours", "peer"), None);
         assert_eq!(report.spread("m", "peer"), None);
-        assert!(report.table(&["peer"]).contains("| m | peer | - |"));
+        assert!(report.table().contains("| m | 2.00 | |"));
     }
 
     #[test]
