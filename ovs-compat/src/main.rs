@@ -17,7 +17,12 @@ mod status;
 /// Start the daemon with `ovs-dpd run`, then start Open vSwitch's own programs, unmodified, through
 /// `ovs-dpd exec -- PROGRAM`: their "system" datapath is this daemon.
 #[derive(Parser)]
-#[command(name = "ovs-dpd", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "ovs-dpd",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -26,7 +31,12 @@ struct Arguments {
 #[derive(clap::Args)]
 struct RunDirArgument {
     /// Where the daemon keeps its socket and its pid file.
-    #[arg(long, value_name = "DIR", env = "OVS_DPD_RUNDIR", default_value = "/run/ovs-dpd")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "OVS_DPD_RUNDIR",
+        default_value = "/run/ovs-dpd"
+    )]
     run_dir: PathBuf,
 }
 

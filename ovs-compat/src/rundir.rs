@@ -11,7 +11,9 @@ pub struct RunDir {
 impl RunDir {
     /// At `path`, which need not be there yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     /// The directory.

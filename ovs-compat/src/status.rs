@@ -22,7 +22,9 @@ pub fn status(path: &Path, json: bool) -> Result<()> {
         )
     })?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).context("the daemon broke off in the middle of its answer")?;
+    stream
+        .read_to_string(&mut text)
+        .context("the daemon broke off in the middle of its answer")?;
     let mut out = std::io::stdout().lock();
     if json {
         writeln!(out, "{}", text.trim_end())?;
@@ -50,7 +52,10 @@ fn show(status: &Status, terminal: bool) -> Result<String> {
         writeln!(text, "note: {note}")?;
     }
     if status.datapaths.is_empty() {
-        writeln!(text, "no datapaths: ovs-vswitchd makes one when it starts under `ovs-dpd exec`")?;
+        writeln!(
+            text,
+            "no datapaths: ovs-vswitchd makes one when it starts under `ovs-dpd exec`"
+        )?;
     }
     for datapath in &status.datapaths {
         show_datapath(&mut text, datapath, terminal)?;
@@ -64,7 +69,11 @@ fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -
         "per-cpu" => format!(" to {} readers", datapath.per_cpu_readers),
         _ => String::new(),
     };
-    writeln!(text, "\ndatapath {} (ifindex {})", datapath.name, datapath.ifindex)?;
+    writeln!(
+        text,
+        "\ndatapath {} (ifindex {})",
+        datapath.name, datapath.ifindex
+    )?;
     writeln!(
         text,
         "  flows {}, masks {} (cache {}), lookups: hit {} missed {} through the cache {}",
@@ -83,7 +92,17 @@ fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -
     writeln!(text, "  dropped: {}", drops(&datapath.packets))?;
     let mut table = table(
         terminal,
-        &["port", "name", "type", "driver", "received", "transmitted", "upcalls", "lost", "dropped"],
+        &[
+            "port",
+            "name",
+            "type",
+            "driver",
+            "received",
+            "transmitted",
+            "upcalls",
+            "lost",
+            "dropped",
+        ],
     );
     for port in &datapath.ports {
         table.add_row([
