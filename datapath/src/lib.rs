@@ -4,7 +4,7 @@
 //! - [`daemon`]: what all threads share; the threads and the order of locks;
 //! - [`families`]: what requests mean;
 //! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
-//! - [`datapath`], [`vport`], [`table_ref`]: what is configured;
+//! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
 //! - [`worker`], [`devices`]: the threads at the ports;
 //! - [`executor`], [`packet`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`counters`], [`drop_reason`], [`status`]: what became of it.
@@ -13,6 +13,7 @@ pub mod codec;
 pub mod counters;
 pub mod daemon;
 pub mod datapath;
+pub mod device_source;
 pub mod devices;
 pub mod drop_reason;
 pub mod executor;

@@ -1,0 +1,58 @@
+//! Where the ports' devices come from: the system; in tests, what stands for it.
+
+use ::vport::{AttachOptions, Error, InternalOptions, Port};
+
+use crate::daemon::Options;
+
+/// Opens and makes devices.
+///
+/// Called under the configuration lock, on a thread that may sleep. A device goes when its port is
+/// dropped.
+pub trait DeviceSource: Send + Sync {
+    /// Opens the existing device of that name.
+    ///
+    /// # Errors
+    /// ENODEV when there is none, or what the system says.
+    fn attach(&self, name: &str) -> Result<Box<dyn Port>, Error>;
+
+    /// Makes a device of that name (with a `%d` in it: the first that is free).
+    ///
+    /// # Errors
+    /// EEXIST when there is one, or what the system says.
+    fn create_internal(&self, name: &str) -> Result<Box<dyn Port>, Error>;
+}
+
+/// The devices of the network namespace that the daemon runs in.
+#[derive(Debug)]
+pub struct SystemDevices {
+    attach: AttachOptions,
+    internal: InternalOptions,
+}
+
+impl SystemDevices {
+    /// As the daemon was asked to use them.
+    pub fn new(options: &Options) -> Self {
+        Self {
+            attach: AttachOptions {
+                driver: options.driver,
+                run_prefix: options.run_prefix.clone(),
+                ..AttachOptions::default()
+            },
+            internal: InternalOptions {
+                force_veth: options.force_veth,
+                run_prefix: options.run_prefix.clone(),
+                ..InternalOptions::default()
+            },
+        }
+    }
+}
+
+impl DeviceSource for SystemDevices {
+    fn attach(&self, name: &str) -> Result<Box<dyn Port>, Error> {
+        ::vport::attach(name, &self.attach)
+    }
+
+    fn create_internal(&self, name: &str) -> Result<Box<dyn Port>, Error> {
+        ::vport::create_internal(name, &self.internal)
+    }
+}
