@@ -495,3 +495,26 @@ fn other_versions_namespaces_and_protocols_are_told_so() {
     }
     assert!(fixture.hub.clients().is_empty());
 }
+
+/// The group that `--group` names: as a peer's supplementary group it is enough, another isn't.
+#[test]
+fn a_member_of_the_group_may_change_state() {
+    const GROUP: u32 = 54_321;
+    let fixture = Fixture::with(|config| config.group = Some(GROUP));
+    for (group, expected) in [(GROUP, 0), (GROUP + 1, -Errno::EPERM.0)] {
+        let dir = fixture.dir.0.clone();
+        // Credentials belong to a thread: this one's go with it.
+        let peer = std::thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            let gid = rustix::process::Gid::from_raw(65534);
+            rustix::thread::set_thread_groups(&[rustix::process::Gid::from_raw(group)])
+                .expect("this test needs root, to change groups");
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let mut client = Client::connect(&dir).unwrap();
+            let asked = request(Family::Flow, command::DEL, ASK | flags::ACK, 1, 1);
+            error_of(&client.converse(&[asked])[0])
+        });
+        assert_eq!(peer.join().unwrap(), expected, "group {group}");
+    }
+}
