@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use ::tests::{Namespace, namespace};
 use anyhow::{Context, Result, anyhow, bail};
 use benches::client::Client;
+use benches::cpu;
 use benches::latency::Latencies;
 use benches::report::Report;
 use clap::Parser;
@@ -100,6 +101,7 @@ impl Handler for Fronted {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    cpu::ahead_of_others();
     let host = Namespace::new("flow")?;
     let directory = Directory(std::env::temp_dir().join(namespace::unique("flow")));
     std::fs::create_dir(&directory.0)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use benches::bed::{ADDRESS_B, Bed, Rules, Subject};
+use benches::cpu;
 use benches::latency::Latencies;
 use benches::report::Report;
 use benches::sender::{Flood, SHORTEST};
@@ -53,6 +54,7 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    cpu::ahead_of_others();
     let named = |subject: &Subject| {
         let name = subject.name();
         arguments.subjects.is_empty()
