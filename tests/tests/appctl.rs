@@ -56,6 +56,12 @@ fn dpctl_commands_of_the_daemon_agree_with_ovs_dpctl() -> Result<()> {
         ensure!(ports(&show) == ports(&lab.dpctl(["show", dp])?), "{show}");
         let flows = lab.appctl(["dpctl/dump-flows", dp])?;
         ensure!(flows.contains("actions:"), "no flows: {flows}");
+        let of_type = |kind: &str| lab.appctl(["dpctl/dump-flows", dp, kind]);
+        ensure!(of_type("type=ovs")?.contains("actions:") || lab.switch() == Switch::Netdev);
+        ensure!(
+            of_type("type=offloaded")?.trim().is_empty(),
+            "offloaded to what?"
+        );
         let of_bridge = lab.appctl("dpif/dump-flows br0")?;
         ensure!(of_bridge.contains("actions:"), "no flows: {of_bridge}");
         let show = lab.appctl("dpif/show")?;
