@@ -254,22 +254,21 @@ impl Executor {
                     }
                     let copy = self.copy(batch, &packet);
                     self.output(batch, copy, *port);
-                    packet.truncate = 0;
+                    packet.cut = 0;
                 }
                 Action::Userspace(user) => {
                     let sent = self.upcall_action(batch, &mut packet, user, list);
-                    packet.truncate = 0;
+                    packet.cut = 0;
                     if last {
                         self.finish_upcall(batch, packet, sent);
                         return;
                     }
                 }
                 Action::Trunc(len) => {
-                    packet.truncate = if packet.measure() > *len as usize {
-                        *len
-                    } else {
-                        0
-                    };
+                    // A limit that doesn't bite leaves an earlier one in force.
+                    if packet.measure() > *len as usize {
+                        packet.cut = packet.measure() - *len as usize;
+                    }
                 }
                 Action::Hash { basis } => {
                     packet.key.dp_hash = hash::l4(&packet.key, *basis);

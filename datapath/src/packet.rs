@@ -20,8 +20,8 @@ pub struct Packet {
     /// Over its connection; what readers and caches are chosen by. Stays the same when headers are
     /// rewritten, so that all upcalls of a packet reach the same reader.
     pub hash: u32,
-    /// Limit to the next output or upcall, in bytes; 0: none.
-    pub truncate: u32,
+    /// Bytes that the next output or upcall leaves off at the end.
+    pub cut: usize,
     /// Longest fragment received, without the Ethernet header; 0: wasn't fragmented.
     pub mru: u16,
     /// Where upcalls of this packet go instead of their usual reader (`OVS_PACKET_ATTR_UPCALL_PID`).
@@ -36,7 +36,7 @@ impl Packet {
         self.frame = frame;
         self.ingress = ingress;
         self.hash = 0;
-        self.truncate = 0;
+        self.cut = 0;
         self.mru = 0;
         self.upcall_pid = None;
         self.egress = None;
@@ -49,7 +49,7 @@ impl Packet {
         self.layers = other.layers;
         self.ingress = other.ingress;
         self.hash = other.hash;
-        self.truncate = other.truncate;
+        self.cut = other.cut;
         self.mru = other.mru;
         self.upcall_pid = other.upcall_pid;
         self.egress.clone_from(&other.egress);

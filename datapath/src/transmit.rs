@@ -39,8 +39,9 @@ impl TransmitQueues {
         if packet.key.mac_proto == 0 {
             return Err(DropReason::OutputNotEthernet);
         }
-        if packet.truncate != 0 {
-            truncate(&mut packet.frame, packet.truncate as usize);
+        if packet.cut != 0 {
+            let left = packet.frame.len().saturating_sub(packet.cut);
+            truncate(&mut packet.frame, left);
         }
         let takes = vport.device.capabilities();
         if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {

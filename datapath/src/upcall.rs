@@ -187,9 +187,10 @@ impl Upcaller {
         message: &Message<'_>,
     ) -> Result<(), DropReason> {
         let whole = frame.len();
-        let kept = match packet.truncate as usize {
+        // Of a frame to be segmented each segment is limited as the whole would be.
+        let kept = match packet.cut {
             0 => whole,
-            limit => whole.min(limit),
+            cut => whole.min(packet.measure().saturating_sub(cut)),
         };
         let bytes = frame.bytes().get(..kept).unwrap_or(frame.bytes());
         // A tag that is out of band goes back behind the addresses, which thereby belong to the head.
