@@ -22,11 +22,49 @@ const DONE: u16 = 3;
 #[derive(Clone, Debug)]
 pub struct Case(Value);
 
+/// What the first line of a group tells.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    /// The port id of the requester.
+    pub requester: u32,
+    /// The port id of the reader of upcalls.
+    pub reader: u32,
+    families: Value,
+}
+
+impl Meta {
+    /// The number that a family had.
+    pub fn family(&self, name: &str) -> Option<u16> {
+        let number = self.families.get(name)?.get("id")?.as_u64()?;
+        u16::try_from(number).ok()
+    }
+}
+
+/// Reads the first line of a group.
+pub fn meta(group: &str) -> Result<Meta> {
+    let path = path(group);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let line: Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
+    let number = |field: &str| {
+        let value = line.get(field).and_then(Value::as_u64)?;
+        u32::try_from(value).ok()
+    };
+    Ok(Meta {
+        requester: number("req_pid").context("req_pid")?,
+        reader: number("upcall_pid").context("upcall_pid")?,
+        families: line.get("families").cloned().unwrap_or_default(),
+    })
+}
+
+fn path(group: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(format!("{group}.jsonl"))
+}
+
 /// Reads the cases of a group: `flow_keys` and so on. The line `meta` is left out.
 pub fn read(group: &str) -> Result<Vec<Case>> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("corpus")
-        .join(format!("{group}.jsonl"));
+    let path = path(group);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut cases = Vec::new();
     for (number, line) in text.lines().enumerate() {

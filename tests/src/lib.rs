@@ -16,6 +16,7 @@
 //! - [`requirement`]: what the machine must have; never skipped silently.
 //! - [`traffic`]: ping, iperf3, TCP, UDP, raw frames, collectors.
 //! - [`corpus`]: recorded answers of the kernel module, to be replayed.
+//! - [`replay`]: those recordings against a running ovs-dpd.
 //! - [`wait`]: polls with a deadline, instead of sleeps.
 
 pub mod corpus;
@@ -26,6 +27,7 @@ pub mod log;
 pub mod namespace;
 pub mod ovs;
 pub mod process;
+pub mod replay;
 pub mod requirement;
 pub mod sandbox;
 mod sys;

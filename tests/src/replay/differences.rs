@@ -1,0 +1,199 @@
+//! What differs from the recordings, each with its reason. `docs/differences.md` shows the same to readers.
+//!
+//! Two tables. A [`Field`] is of no interest in a message of its family, in all cases. A [`Case`] is not
+//! what the recording says, in a way that is said here too; a case that is as recorded after all makes its
+//! line wrong, and the replay fails until the line is gone.
+
+use crate::replay::translate::{ERROR, HEADERS, attributes, family, u16_at, u32_at};
+
+/// What becomes of a field before two messages are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treat {
+    /// Its bytes from the first up to the second offset of the payload count as zero.
+    Zero(usize, usize),
+    /// Ours has it and the recording hasn't: it must be there, and is taken out.
+    Newer,
+}
+
+/// A field that differs by nature.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// An index of [`transport::FAMILIES`].
+    pub family: usize,
+    /// Types of attributes, from the outside in.
+    pub path: &'static [u16],
+    /// What to do about it.
+    pub treat: Treat,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// In all messages.
+pub const FIELDS: &[Field] = &[
+    Field {
+        family: family::VPORT,
+        path: &[10],
+        treat: Treat::Newer,
+        reason: "OVS_VPORT_ATTR_UPCALL_STATS is of Linux 6.3; ovs-vswitchd shows it",
+    },
+    Field {
+        family: family::FLOW,
+        path: &[5],
+        treat: Treat::Zero(0, 8),
+        reason: "OVS_FLOW_ATTR_USED is a time",
+    },
+    Field {
+        family: family::PACKET,
+        path: &[11],
+        treat: Treat::Zero(0, 4),
+        reason: "OVS_PACKET_ATTR_HASH: the low half is a hash with a random seed",
+    },
+];
+
+/// How a case differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It isn't asked for: the answer would need what isn't built yet, or it would change what later
+    /// cases find.
+    LeftOut,
+    /// Ours answers with this errno.
+    Errno(i32),
+    /// Ours succeeds, with or without an answer, where the module refuses.
+    Succeeds,
+    /// This attribute (by its path) of the answer has another value.
+    Attribute(&'static [u16]),
+    /// The answers are others; the reason says how.
+    Answers,
+}
+
+/// Cases that differ.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// The file.
+    pub group: &'static str,
+    /// The case's name; with a `*` at its end or its beginning, all that match.
+    pub name: &'static str,
+    /// How.
+    pub how: How,
+    /// Why.
+    pub reason: &'static str,
+}
+
+const fn case(group: &'static str, name: &'static str, how: How, reason: &'static str) -> Case {
+    Case {
+        group,
+        name,
+        how,
+        reason,
+    }
+}
+
+/// In these cases.
+pub const CASES: &[Case] = &[];
+
+/// The line of [`CASES`] for a case.
+pub fn of(group: &str, name: &str) -> Option<&'static Case> {
+    let fits = |pattern: &str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some(begin), _) => name.starts_with(begin),
+        (_, Some(end)) => name.ends_with(end),
+        _ => name == pattern,
+    };
+    CASES
+        .iter()
+        .find(|case| case.group == group && fits(case.name))
+}
+
+/// A message in the form in which it is compared, `newer` fields taken out if `ours`; or what is missing.
+pub fn comparable(message: &[u8], also: &[&[u16]], ours: bool) -> Result<Vec<u8>, String> {
+    let mut bytes = message.to_vec();
+    let Some(of) = transport::family_of(u16_at(message, 4)) else {
+        return Ok(bytes);
+    };
+    if u16_at(message, 4) == ERROR {
+        return Ok(bytes);
+    }
+    let fields = FIELDS.iter().filter(|field| field.family == of);
+    for field in fields {
+        match field.treat {
+            Treat::Zero(from, to) => zero(&mut bytes, field.path, from, to),
+            Treat::Newer if ours => {
+                take_out(&mut bytes, field.path).ok_or_else(|| format!("no {:?}", field.path))?;
+            }
+            Treat::Newer => {}
+        }
+    }
+    for path in also {
+        zero(&mut bytes, path, 0, usize::MAX);
+    }
+    Ok(bytes)
+}
+
+fn zero(bytes: &mut [u8], path: &[u16], from: usize, to: usize) {
+    let mut todo = vec![(HEADERS, bytes.len(), path)];
+    while let Some((start, end, path)) = todo.pop() {
+        let Some((first, rest)) = path.split_first() else {
+            continue;
+        };
+        for place in attributes(bytes, start, end) {
+            if place.kind != *first {
+                continue;
+            }
+            let payload = place.start + 4;
+            if rest.is_empty() {
+                let last = payload.saturating_add(to).min(place.end);
+                if let Some(range) = bytes.get_mut(payload + from..last) {
+                    range.fill(0);
+                }
+            } else {
+                todo.push((payload, place.end, rest));
+            }
+        }
+    }
+}
+
+/// Takes a top-level attribute out and corrects `nlmsg_len`.
+fn take_out(bytes: &mut Vec<u8>, path: &[u16]) -> Option<()> {
+    let place = attributes(bytes, HEADERS, bytes.len())
+        .into_iter()
+        .find(|place| path == [place.kind])?;
+    let end = place.end.next_multiple_of(4).min(bytes.len());
+    let len = u32_at(bytes, 0).checked_sub((end - place.start) as u32)?;
+    bytes.drain(place.start..end);
+    bytes.get_mut(..4)?.copy_from_slice(&len.to_ne_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_named_is_hidden() {
+        let mut message = vec![0; HEADERS];
+        message[4..6].copy_from_slice(&transport::family_id(family::FLOW as u16).to_ne_bytes());
+        message.extend_from_slice(&[12, 0, 5, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        message.extend_from_slice(&[8, 0, 4, 0, 9, 9, 9, 9]);
+        let seen = comparable(&message, &[], true).unwrap();
+        assert_eq!(&seen[HEADERS + 4..HEADERS + 12], &[0; 8]);
+        assert_eq!(&seen[HEADERS + 12..], &message[HEADERS + 12..]);
+    }
+
+    #[test]
+    fn a_newer_field_must_be_there() {
+        let mut message = vec![0; HEADERS];
+        message[0] = 40;
+        message[4..6].copy_from_slice(&transport::family_id(family::VPORT as u16).to_ne_bytes());
+        assert!(comparable(&message, &[], true).is_err());
+        message.extend_from_slice(&[8, 0, 10, 0, 0, 0, 0, 0]);
+        message.extend_from_slice(&[8, 0, 5, 0, 7, 0, 0, 0]);
+        let seen = comparable(&message, &[], true).unwrap();
+        assert_eq!(seen.len(), HEADERS + 8);
+        assert_eq!(seen[0], 32);
+    }
+
+    #[test]
+    fn every_line_has_a_reason() {
+        assert!(CASES.iter().all(|case| !case.reason.is_empty()));
+        assert!(FIELDS.iter().all(|field| !field.reason.is_empty()));
+    }
+}

@@ -1,0 +1,152 @@
+//! The devices that the recordings were made with: `va`, `vb`, `vc` (and `vd`), veths whose other ends are
+//! `pa`, `pb`, `pc`; and frames in and out of them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::lab::Lab;
+use crate::namespace::ip;
+use crate::replay::client::{self, Client};
+use crate::sys::PacketSocket;
+
+/// The end of a name at the recordings' ports, by the port's number; and the device that is captured.
+pub const CAPTURED: [(u32, &str); 5] = [(1, "pa"), (2, "pb"), (3, "pc"), (6, "int0"), (0, "dpa")];
+
+/// How long what is expected may take.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Makes a veth `v<end>`, its peer `p<end>`, both up and without offloads.
+///
+/// # Errors
+/// Those of `ip` and `ethtool`.
+pub fn cable(lab: &Lab, end: char, mtu: u32) -> Result<()> {
+    let host = lab.host();
+    let (near, far) = (format!("v{end}"), format!("p{end}"));
+    host.ip(["link", "add", &near, "type", "veth", "peer", "name", &far])?;
+    for device in [near, far] {
+        offloads(lab, &device, false)?;
+        host.ip(["link", "set", &device, "mtu", &mtu.to_string(), "up"])?;
+    }
+    Ok(())
+}
+
+/// Turns a device's offloads on or off.
+///
+/// # Errors
+/// Those of `ethtool`.
+pub fn offloads(lab: &Lab, device: &str, on: bool) -> Result<()> {
+    let state = if on { "on" } else { "off" };
+    let mut words = format!("ethtool -K {device}");
+    for feature in ["tx", "rx", "gso", "tso", "gro"] {
+        let _ = write!(words, " {feature} {state}");
+    }
+    lab.host().exec(words.as_str())?;
+    Ok(())
+}
+
+/// Removes the cables.
+///
+/// # Errors
+/// Those of `ip`.
+pub fn remove_cables(lab: &Lab) -> Result<()> {
+    for end in ["pa", "pb", "pc", "pd"] {
+        if lab.host().links()?.iter().any(|name| name == end) {
+            ip(["-n", lab.host().name(), "link", "del", end])?;
+        }
+    }
+    Ok(())
+}
+
+/// The index of a device in the laboratory.
+///
+/// # Errors
+/// There is none of that name.
+pub fn ifindex(lab: &Lab, device: &str) -> Result<u32> {
+    let text = lab.host().ip(["-o", "link", "show", device])?;
+    let number = text.split(':').next().context("no number")?;
+    Ok(number.trim().parse()?)
+}
+
+/// A client of the laboratory's daemon.
+///
+/// # Errors
+/// Those of [`Client::connect`].
+pub fn client(lab: &Lab) -> Result<Client> {
+    let netns = lab.host().inside(client::netns)??;
+    Client::connect(&lab.run_dir(), netns)
+}
+
+/// Packet sockets at the far ends of a datapath's ports.
+#[derive(Debug)]
+pub struct Wires {
+    sockets: BTreeMap<u32, PacketSocket>,
+}
+
+impl Wires {
+    /// On those of [`CAPTURED`] that are in `ports`.
+    ///
+    /// # Errors
+    /// A device isn't there.
+    pub fn open(lab: &Lab, ports: &[u32]) -> Result<Self> {
+        let mut sockets = BTreeMap::new();
+        for (port, device) in CAPTURED.iter().filter(|(port, _)| ports.contains(port)) {
+            let socket = lab.host().inside(|| PacketSocket::open(device))?;
+            sockets.insert(*port, socket.with_context(|| (*device).to_owned())?);
+        }
+        Ok(Self { sockets })
+    }
+
+    /// Lets a frame come in at a port.
+    ///
+    /// # Errors
+    /// Those of send(2).
+    pub fn send(&self, port: u32, frame: &[u8]) -> Result<()> {
+        let socket = self.sockets.get(&port).context("not a captured port")?;
+        socket.send(frame).context("sending a frame")
+    }
+
+    /// What has left the ports, in order at each; waits until `wanted` frames are there, or `limit` has
+    /// passed.
+    ///
+    /// # Errors
+    /// Those of the sockets.
+    pub fn gather(&self, wanted: usize, limit: Duration) -> Result<BTreeMap<u32, Vec<Vec<u8>>>> {
+        let deadline = Instant::now() + limit;
+        let mut frames: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut count = 0;
+        loop {
+            for (port, socket) in &self.sockets {
+                loop {
+                    match socket.receive() {
+                        Ok(frame) => {
+                            count += 1;
+                            frames.entry(*port).or_default().push(frame);
+                        }
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                        // The device went down, or is gone.
+                        Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => break,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if count >= wanted || left.is_zero() {
+                return Ok(frames);
+            }
+            let mut polled: Vec<_> = self
+                .sockets
+                .values()
+                .map(|socket| PollFd::new(socket, PollFlags::IN))
+                .collect();
+            let time = Timespec::try_from(left.min(Duration::from_millis(20))).context("time")?;
+            match poll(&mut polled, Some(&time)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
