@@ -395,3 +395,6 @@ impl Port for AfXdp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

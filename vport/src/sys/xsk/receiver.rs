@@ -95,3 +95,58 @@ impl Receiver {
         self.fill.needs_wakeup()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::pair;
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_with_the_kernel_or_waits_also_when_the_fill_ring_lags() {
+        let (mut kernel_gives, received) = pair(8, u32::MAX - 2);
+        // Half as large as it is in fact, so that it is full before the kernel has moved.
+        let (fill, mut kernel_takes) = pair(4, 7);
+        let umem = Arc::new(Umem::new(8).unwrap());
+        let mut receiver = Receiver::new(Arc::clone(&umem), received, fill, 8);
+        let mut taken = Vec::new();
+        for round in 0..1000u64 {
+            taken.extend(std::iter::from_fn(|| kernel_takes.pop()));
+            if round % 3 != 0 {
+                kernel_takes.release();
+            }
+            for address in std::mem::take(&mut taken) {
+                let address = address + 256;
+                umem.write(address, &[&round.to_ne_bytes()]);
+                let descriptor = libc::xdp_desc {
+                    addr: address,
+                    len: 8,
+                    options: 0,
+                };
+                kernel_gives.push(descriptor).ok().unwrap();
+            }
+            kernel_gives.publish();
+            let mut frames = Vec::new();
+            while let Some(frame) = receiver.next() {
+                let mut bytes = [0; 8];
+                assert!(receiver.copy(&frame, &mut bytes));
+                assert_eq!((frame.length, u64::from_ne_bytes(bytes)), (8, round));
+                frames.push(frame);
+            }
+            frames
+                .into_iter()
+                .for_each(|frame| receiver.put_back(frame));
+            receiver.refill();
+        }
+        kernel_takes.release();
+        // All eight, each once.
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.extend(std::iter::from_fn(|| kernel_takes.pop()));
+            kernel_takes.release();
+            receiver.refill();
+        }
+        all.sort_unstable();
+        let expected: Vec<u64> = (0..8).map(|n| n * CHUNK as u64).collect();
+        assert_eq!(all, expected);
+    }
+}

@@ -240,6 +240,27 @@ impl<T: Entry> Consumer<T> {
     }
 }
 
+/// Both ends of a ring in memory: what tests have in place of the kernel.
+#[cfg(test)]
+pub(super) fn pair<T: Entry>(size: u32, start: u32) -> (Producer<T>, Consumer<T>) {
+    const OFFSETS: libc::xdp_ring_offset = libc::xdp_ring_offset {
+        producer: 0,
+        consumer: 64,
+        desc: 192,
+        flags: 128,
+    };
+    let file = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 4096).unwrap();
+    let map = || {
+        let memory = Mapping::of(std::os::fd::AsFd::as_fd(&file), 4096, 0).unwrap();
+        Ring::<T>::new(memory, OFFSETS, size).unwrap()
+    };
+    let ring = map();
+    ring.producer().store(start, Ordering::Relaxed);
+    ring.consumer().store(start, Ordering::Relaxed);
+    (Producer::new(map()).unwrap(), Consumer::new(map()).unwrap())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -253,24 +274,10 @@ mod tests {
         flags: 128,
     };
 
-    /// A ring whose indices begin at `start`, seen from both ends: the same memory twice.
-    fn pair(size: u32, start: u32) -> (Producer<u64>, Consumer<u64>) {
-        let file = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&file, 4096).unwrap();
-        let map = || {
-            let memory = Mapping::of(std::os::fd::AsFd::as_fd(&file), 4096, 0).unwrap();
-            Ring::new(memory, OFFSETS, size).unwrap()
-        };
-        let ring = map();
-        ring.producer().store(start, Ordering::Relaxed);
-        ring.consumer().store(start, Ordering::Relaxed);
-        (Producer::new(map()).unwrap(), Consumer::new(map()).unwrap())
-    }
-
     #[test]
     fn a_ring_is_a_queue_also_when_its_indices_wrap() {
         for (size, start) in [(1, 0), (2, u32::MAX), (8, u32::MAX - 3), (8, 7)] {
-            let (mut producer, mut consumer) = pair(size, start);
+            let (mut producer, mut consumer) = pair::<u64>(size, start);
             let (mut model, mut pushed) = (VecDeque::new(), 0u64);
             let mut random = 12345u32;
             for _ in 0..10_000 {
@@ -294,7 +301,7 @@ mod tests {
 
     #[test]
     fn nothing_is_seen_before_it_is_published_nor_freed_before_it_is_released() {
-        let (mut producer, mut consumer) = pair(2, 0);
+        let (mut producer, mut consumer) = pair::<u64>(2, 0);
         producer.push(1).unwrap();
         assert_eq!(consumer.pop(), None);
         producer.publish();
@@ -307,7 +314,7 @@ mod tests {
 
     #[test]
     fn two_threads_pass_a_million_in_order() {
-        let (mut producer, mut consumer) = pair(64, u32::MAX - 10);
+        let (mut producer, mut consumer) = pair::<u64>(64, u32::MAX - 10);
         let sender = std::thread::spawn(move || {
             for n in 0..1_000_000 {
                 while producer.push(n).is_err() {
@@ -331,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_waits_can_be_rewritten_the_youngest_first() {
-        let (mut producer, mut consumer) = pair(4, u32::MAX);
+        let (mut producer, mut consumer) = pair::<u64>(4, u32::MAX);
         for n in 0..4 {
             producer.push(n).unwrap();
         }
@@ -345,7 +352,7 @@ mod tests {
 
     #[test]
     fn an_index_that_makes_no_sense_gives_nothing() {
-        let (mut producer, mut consumer) = pair(4, 0);
+        let (mut producer, mut consumer) = pair::<u64>(4, 0);
         producer.next = 100;
         producer.publish();
         assert_eq!(consumer.pop(), None);

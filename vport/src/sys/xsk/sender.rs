@@ -144,3 +144,95 @@ impl Sender {
         self.out.len() - self.free.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::pair;
+    use super::*;
+
+    /// A sender of four chunks behind two that aren't its own, and the kernel's ends of its rings.
+    fn sender() -> (Sender, Consumer<libc::xdp_desc>, Producer<u64>) {
+        let (transmit, kernel_takes) = pair(4, u32::MAX - 5);
+        let (kernel_gives, completed) = pair(4, u32::MAX);
+        let umem = Arc::new(Umem::new(6).unwrap());
+        let sender = Sender::new(umem, transmit, completed, 2, 4);
+        (sender, kernel_takes, kernel_gives)
+    }
+
+    fn addresses(ring: &mut Consumer<libc::xdp_desc>) -> Vec<u64> {
+        let taken = std::iter::from_fn(|| ring.pop().map(|d| d.addr)).collect();
+        ring.release();
+        taken
+    }
+
+    #[test]
+    fn chunks_come_back_and_none_is_lost_over_many_turns() {
+        let (mut sender, mut takes, mut gives) = sender();
+        for round in 0..1000u32 {
+            let count = round % 4 + 1;
+            for n in 0..count {
+                sender.push(&[&[round as u8], &[n as u8; 59]]).unwrap();
+            }
+            assert_eq!(sender.out(), count as usize);
+            sender.publish();
+            assert_eq!(sender.waiting(), count);
+            for address in addresses(&mut takes) {
+                let mut first = [0];
+                assert!(sender.umem.read(address, &mut first));
+                assert_eq!(first[0], round as u8);
+                gives.push(address).unwrap();
+            }
+            gives.publish();
+            sender.reclaim();
+            assert_eq!(sender.out(), 0);
+        }
+    }
+
+    #[test]
+    fn a_fifth_frame_has_no_chunk() {
+        let (mut sender, ..) = sender();
+        for _ in 0..4 {
+            sender.push(&[&[0; 60]]).unwrap();
+        }
+        assert_eq!(sender.push(&[&[0; 60]]), Err(Full));
+        assert_eq!(sender.out(), 4);
+    }
+
+    #[test]
+    fn what_the_kernel_never_had_or_gives_twice_is_not_taken() {
+        let (mut sender, _, mut gives) = sender();
+        sender.push(&[&[0; 60]]).unwrap();
+        sender.push(&[&[0; 60]]).unwrap();
+        let mine = 2 * CHUNK as u64;
+        for (address, left) in [
+            (0, 2),
+            (mine + 3 * CHUNK as u64, 2),
+            (u64::MAX, 2),
+            (mine + 8, 1),
+            (mine, 1),
+        ] {
+            gives.push(address).unwrap();
+            gives.publish();
+            sender.reclaim();
+            assert_eq!(sender.out(), left, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn frames_that_nobody_looked_at_are_withdrawn_the_youngest_first_and_once() {
+        let (mut sender, mut takes, _) = sender();
+        for _ in 0..4 {
+            sender.push(&[&[0; 60]]).unwrap();
+        }
+        sender.publish();
+        takes.pop().unwrap();
+        takes.release();
+        assert_eq!(sender.withdraw(2), 2);
+        assert_eq!(sender.out(), 2);
+        // The one in front of those is left; those are not found again.
+        assert_eq!(sender.withdraw(9), 0);
+        let nowhere = addresses(&mut takes);
+        assert_eq!(nowhere[1..], [NOWHERE, NOWHERE]);
+        assert_ne!(nowhere[0], NOWHERE);
+    }
+}
