@@ -1,0 +1,1 @@
+//! `ovs_meter`: the meters of a datapath, set, read and deleted.
