@@ -3,7 +3,7 @@
 
 use ::vport::{Capabilities, TxOutcome, TxRefusal};
 use frame::segment::Segments;
-use frame::{Frame, GsoKind, Offload, Pool, complete_checksum};
+use frame::{Class, Frame, GsoKind, Offload, Pool, complete_checksum};
 
 use crate::drop_reason::DropReason;
 use crate::executor::Batch;
@@ -43,6 +43,10 @@ impl TransmitQueues {
             let left = packet.frame.len().saturating_sub(packet.cut);
             truncate(&mut packet.frame, left);
         }
+        packet.frame.class = Class {
+            priority: packet.key.priority,
+            mark: packet.key.skb_mark,
+        };
         let takes = vport.device.capabilities();
         if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {
             return Err(DropReason::OutputTooLong);

@@ -1,7 +1,7 @@
 //! `ovs-dpd run`: the daemon's life, from lock to clean-up.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -62,6 +62,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
 
     // From here on the signals wait for us, whatever stage we are in.

@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     uso: bool,
     mtu: AtomicU32,
     opened: AtomicBool,
+    /// Priority and mark of frames are told to the kernel.
+    classed: AtomicBool,
     queue_full: AtomicU64,
     unsayable: AtomicU64,
     truncated: AtomicU64,
@@ -183,6 +185,7 @@ impl AfPacket {
             ample,
             uso: kernel_knows_uso(),
             opened: AtomicBool::new(false),
+            classed: AtomicBool::new(true),
             queue_full: AtomicU64::new(0),
             unsayable: AtomicU64::new(0),
             truncated: AtomicU64::new(0),
@@ -259,6 +262,9 @@ impl Port for AfPacket {
         if shared.lro.switched() {
             mode.push_str(", LRO switched off");
         }
+        if !shared.classed.load(Relaxed) {
+            mode.push_str(", priority and mark not carried");
+        }
         if let Some(note) = &shared.note {
             mode.push_str(", ");
             mode.push_str(note);
@@ -304,7 +310,8 @@ impl Port for AfPacket {
         let mut rest: &[Frame] = frames;
         while let [first, others @ ..] = rest {
             let all = rest.len() as u64;
-            match mmsg::send(shared.send.as_fd(), rest) {
+            let classed = shared.classed.load(Relaxed);
+            match mmsg::send(shared.send.as_fd(), rest, classed) {
                 Ok(0) => {
                     outcome.refuse(TxRefusal::Error, all);
                     break;
@@ -326,6 +333,12 @@ impl Port for AfPacket {
                 Err(Errno::NXIO | Errno::NODEV) => {
                     outcome.refuse(TxRefusal::Gone, all);
                     break;
+                }
+                Err(Errno::INVAL | Errno::PERM) if classed && !first.class.is_plain() => {
+                    // A priority for a single frame is known since Linux 6.14, and not allowed to all:
+                    // better sent without than not sent.
+                    tracing::warn!("{}: priority and mark can't be carried here", self.name());
+                    shared.classed.store(false, Relaxed);
                 }
                 Err(errno) => {
                     // About this frame only.

@@ -8,6 +8,7 @@
 //!   the same byte; if that byte goes, so does the request to complete the checksum.
 //! - No argument makes any of these functions panic.
 
+use crate::class::Class;
 use crate::offload::{Offload, PartialChecksum};
 
 /// Room kept in front of a received frame: for tags, labels and an outer header, in whole cache lines.
@@ -75,6 +76,8 @@ pub struct Frame {
     end: usize,
     /// The outermost VLAN tag, if it isn't among the bytes.
     pub vlan: Option<VlanTag>,
+    /// What the host's traffic control is to classify it by.
+    pub class: Class,
     /// What is left to be done.
     pub offload: Offload,
 }
@@ -102,6 +105,7 @@ impl Frame {
             start,
             end: start,
             vlan: None,
+            class: Class::default(),
             offload: Offload::default(),
         }
     }
@@ -174,6 +178,7 @@ impl Frame {
         self.start = HEADROOM.min(self.storage.len());
         self.end = self.start;
         self.vlan = None;
+        self.class = Class::default();
         self.offload = Offload::default();
     }
 
@@ -329,6 +334,7 @@ impl Clone for Frame {
     fn clone(&self) -> Self {
         let mut copy = Self::from_bytes(self.bytes());
         copy.vlan = self.vlan;
+        copy.class = self.class;
         copy.offload = self.offload;
         copy
     }

@@ -11,6 +11,7 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod class;
 pub mod offload;
 pub mod pool;
 pub mod segment;
@@ -20,6 +21,7 @@ mod layout;
 
 pub use buffer::{Frame, FrameError, HEADROOM, MAX_LEN, VlanTag};
 pub use checksum::complete_checksum;
+pub use class::Class;
 pub use offload::{Gso, GsoKind, Offload, PartialChecksum};
 pub use pool::Pool;
 pub use segment::{SegmentError, Segments};

@@ -86,6 +86,7 @@ impl Pool {
         }
         copy.set_len(frame.len());
         copy.vlan = frame.vlan;
+        copy.class = frame.class;
         copy.offload = frame.offload;
         copy
     }

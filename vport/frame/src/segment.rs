@@ -185,6 +185,7 @@ impl<'a> Segments<'a> {
         let mut packet = pool.take(start + payload.len());
         packet.set_len(start + payload.len());
         packet.vlan = self.frame.vlan;
+        packet.class = self.frame.class;
         packet.offload = Offload {
             csum_valid: self.frame.offload.csum_valid,
             ..Offload::default()

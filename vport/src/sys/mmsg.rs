@@ -12,7 +12,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use frame::virtio::{self, HEADER_BYTES};
-use frame::{Frame, VlanTag};
+use frame::{Class, Frame, VlanTag};
 use rustix::io::Errno;
 
 use super::last;
@@ -183,9 +183,47 @@ fn tag(message: &libc::msghdr, control: &Control) -> Option<VlanTag> {
     Some(VlanTag { tpid, tci: aux.tci })
 }
 
-/// Sends up to [`BATCH`] frames of the front of `frames` without blocking. Gives how many the kernel
-/// took; an error is about the first.
-pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame]) -> Result<usize, Errno> {
+/// Two control messages, each a `struct cmsghdr` with a u32 and its padding.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ClassControl {
+    priority: ControlWord,
+    mark: ControlWord,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ControlWord {
+    len: usize,
+    level: libc::c_int,
+    kind: libc::c_int,
+    value: u32,
+    padding: u32,
+}
+
+// As CMSG_LEN(4) and CMSG_SPACE(4) have it.
+const CONTROL_WORD_LEN: usize = size_of::<libc::cmsghdr>() + 4;
+const _: () = assert!(size_of::<ControlWord>() == size_of::<libc::cmsghdr>() + 8);
+
+impl ClassControl {
+    fn new(class: Class) -> Self {
+        let word = |kind, value| ControlWord {
+            len: CONTROL_WORD_LEN,
+            level: libc::SOL_SOCKET,
+            kind,
+            value,
+            padding: 0,
+        };
+        Self {
+            priority: word(libc::SO_PRIORITY, class.priority),
+            mark: word(libc::SO_MARK, class.mark),
+        }
+    }
+}
+
+/// Sends up to [`BATCH`] frames of the front of `frames` without blocking, with their classes if
+/// `classed`. Gives how many the kernel took; an error is about the first.
+pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame], classed: bool) -> Result<usize, Errno> {
     let count = frames.len().min(BATCH);
     // SAFETY: all-zero is valid for mmsghdr and iovec: null pointers and zero lengths.
     let (mut messages, mut vectors) = unsafe {
@@ -196,6 +234,7 @@ pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame]) -> Result<usize, Errno>
     };
     let mut headers = [[0u8; HEADER_BYTES]; BATCH];
     let mut tags = [[0u8; TAG]; BATCH];
+    let mut classes = [ClassControl::default(); BATCH];
     let places = messages
         .iter_mut()
         .zip(&mut vectors)
@@ -211,8 +250,17 @@ pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame]) -> Result<usize, Errno>
         }
         message.msg_hdr.msg_iov = vectors.as_mut_ptr();
     }
-    // SAFETY: the first `count` messages point at vectors, headers, tags (locals) and at the bytes of
-    // `frames`, borrowed until the call returns; the kernel only reads them.
+    if classed {
+        for ((frame, control), message) in frames.iter().zip(&mut classes).zip(&mut messages) {
+            if !frame.class.is_plain() {
+                *control = ClassControl::new(frame.class);
+                message.msg_hdr.msg_control = std::ptr::from_mut(control).cast();
+                message.msg_hdr.msg_controllen = size_of::<ClassControl>() as _;
+            }
+        }
+    }
+    // SAFETY: the first `count` messages point at vectors, headers, tags, classes (locals) and at the bytes
+    // of `frames`, borrowed until the call returns; the kernel only reads them.
     let sent = unsafe {
         libc::sendmmsg(
             fd.as_raw_fd(),
