@@ -111,6 +111,10 @@ pub fn attach(name: &str, options: &AttachOptions) -> Result<Box<dyn Port>, Erro
             format!("{name} belongs to {master}"),
         ));
     }
+    by_choice(link, options)
+}
+
+fn by_choice(link: Link, options: &AttachOptions) -> Result<Box<dyn Port>, Error> {
     match options.driver {
         DriverChoice::AfXdp => Ok(Box::new(AfXdp::open(link, options)?)),
         DriverChoice::Auto if is_hardware(&link) => match AfXdp::open_if_proven(link.clone()) {
@@ -170,5 +174,43 @@ mod tests {
         }
         // Before Linux 5.14 nobody tells of a parent: AF_PACKET always works.
         assert!(!with(None, None));
+    }
+
+    #[test]
+    fn hardware_gets_af_xdp_if_that_works_there_else_af_packet_and_a_word_on_why() {
+        let run = || {
+            #[expect(deprecated)] // the flag that makes it unsafe isn't used
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            for line in [
+                "link add v0 type veth peer name v1",
+                "link set v0 up",
+                "link set v1 up",
+                "link add v2 mtu 9000 type veth peer name v3",
+                "link set v2 up",
+            ] {
+                let mut ip = std::process::Command::new("ip");
+                assert!(ip.args(line.split(' ')).status().unwrap().success());
+            }
+            // As if it were hardware.
+            let open = |name| {
+                let link = Link {
+                    kind: None,
+                    parent: Some(String::from("0000:01:00.0")),
+                    ..link::by_name(name).unwrap()
+                };
+                by_choice(link, &AttachOptions::default()).unwrap()
+            };
+            let port = open("v0");
+            assert_eq!(port.driver(), Driver::AfXdp, "{}", port.mode());
+            let port = open("v2");
+            assert_eq!(port.driver(), Driver::AfPacket);
+            let mode = port.mode();
+            assert!(
+                mode.contains("not AF_XDP (AF_XDP on v2: frames of MTU 9000"),
+                "{mode}"
+            );
+            assert_eq!(port.netnsid(), None);
+        };
+        std::thread::spawn(run).join().unwrap();
     }
 }
