@@ -123,6 +123,12 @@ fn packets(bed: &Bed, flows: u32, seconds: u32, name: &str, report: &mut Report)
     // All flows are installed by then.
     let warm_up = Duration::from_millis(if flows == 1 { 300 } else { 1500 });
     std::thread::sleep(warm_up);
+    if flows > 1 && bed.has_flows() {
+        let installed = bed.flow_count()?;
+        if installed < u64::from(flows) * 9 / 10 {
+            bail!("only {installed} of {flows} flows are installed");
+        }
+    }
     let start = Instant::now();
     let before = (flood.sent(), bed.received()?, bed.cpu_time()?);
     std::thread::sleep(Duration::from_secs(seconds.into()));

@@ -156,7 +156,7 @@ impl Bed {
         // multipath looks at addresses and ports, and leaves the packet as it is.
         let look = match rules {
             Rules::Wildcard => "",
-            Rules::PerConnection => "multipath(symmetric_l4,0,modulo_n,2,0,NXM_NX_REG0[]),",
+            Rules::PerConnection => "multipath(symmetric_l3l4+udp,0,modulo_n,2,0,NXM_NX_REG0[]),",
         };
         self.lab.ofctl("del-flows br0")?;
         self.lab.ofctl([
@@ -181,8 +181,26 @@ impl Bed {
             self.lab.vsctl(
                 "set Open_vSwitch . other_config:flow-limit=2000000 other_config:max-idle=600000",
             )?;
+            // The limit in force begins far below and rises slowly.
+            self.lab.appctl("upcall/set-flow-limit 2000000")?;
         }
         Ok(())
+    }
+
+    /// Whether there are flows at all: a floor has none.
+    pub fn has_flows(&self) -> bool {
+        self.floor.is_none()
+    }
+
+    /// How many flows the datapath has.
+    ///
+    /// # Errors
+    /// Those of ovs-dpctl.
+    pub fn flow_count(&self) -> Result<u64> {
+        let text = self.lab.dpctl("show")?;
+        text.lines()
+            .find_map(|l| l.trim().strip_prefix("flows: ")?.parse().ok())
+            .with_context(|| format!("no number of flows in\n{text}"))
     }
 
     /// Deletes all flows of the datapath.
@@ -191,7 +209,6 @@ impl Bed {
     /// Those of ovs-dpctl.
     pub fn forget_flows(&self) -> Result<()> {
         if self.floor.is_none() {
-            // Revalidators forget theirs with them.
             self.lab.appctl("revalidator/purge")?;
         }
         Ok(())
