@@ -165,7 +165,8 @@ impl AfPacket {
         let tagged = sender()
             .and_then(oversize::TaggedSender::new)
             .map_err(fail("packet socket"))?;
-        let lro = OffloadOff::new(&name, Offload::Lro).map_err(fail("large receive offload"))?;
+        let lro =
+            OffloadOff::new(&captured, Offload::Lro).map_err(fail("large receive offload"))?;
         let hide = Hide::new(options.hide, captured.index, &name, &options.run_prefix);
         let (driver, face, guard, mut note) = match face {
             Some(face) => (face.driver, face.link, face.guard, face.note),

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
+use crate::link::Link;
 use crate::sys::ethtool::{self, Offload};
 use crate::sys::packet_socket::PacketSocket;
 
@@ -11,7 +12,7 @@ use crate::sys::packet_socket::PacketSocket;
 pub(crate) struct OffloadOff {
     /// Of the device's namespace.
     socket: PacketSocket,
-    name: String,
+    ifindex: u32,
     offload: Offload,
     /// It was on, and we have switched it off.
     switched: bool,
@@ -22,11 +23,12 @@ pub(crate) struct OffloadOff {
 impl OffloadOff {
     /// An error is one of the socket; that the device can't switch it is told by
     /// [`stuck`](Self::stuck).
-    pub(crate) fn new(name: &str, offload: Offload) -> Result<Self, Errno> {
+    pub(crate) fn new(link: &Link, offload: Offload) -> Result<Self, Errno> {
         let socket = PacketSocket::new()?;
+        let name = &link.name;
         let mut off = Self {
             socket,
-            name: String::from(name),
+            ifindex: link.index,
             offload,
             switched: false,
             stuck: None,
@@ -60,10 +62,17 @@ impl Drop for OffloadOff {
         if !self.switched {
             return;
         }
-        let restored = ethtool::set_offload(self.socket.as_fd(), &self.name, self.offload, true);
+        // By its present name: the one it had may be another's.
+        let socket = self.socket.as_fd();
+        let restored = ethtool::current_name(socket, self.ifindex)
+            .and_then(|name| ethtool::set_offload(socket, &name, self.offload, true));
         if let Err(errno) = restored {
-            // The device may be gone, or renamed.
-            tracing::debug!("{}: {:?} stays off: {errno}", self.name, self.offload);
+            // It may be gone, or in another namespace.
+            tracing::debug!(
+                "device {}: {:?} stays off: {errno}",
+                self.ifindex,
+                self.offload
+            );
         }
     }
 }

@@ -527,6 +527,20 @@ fn what_a_port_changes_on_the_device_is_undone() {
     );
     drop(port);
     assert_eq!(features(), before);
+    // Also under another name, with somebody else under the old one.
+    let port = lab.switch.attach("pa", options(XdpMode::Native));
+    lab.switch.ip("link set pa name px");
+    lab.switch.ip("link set pb name pa");
+    lab.switch.command("ethtool -K pa rxvlan off");
+    drop(port);
+    assert!(
+        features().contains("rx-vlan-offload: off"),
+        "{}",
+        features()
+    );
+    lab.switch.ip("link set pa name pb");
+    lab.switch.ip("link set px name pa");
+    assert_eq!(features(), before);
     assert_eq!(lab.switch.link("pa").promiscuity, 0);
     assert_eq!(lab.switch.link("pa").xdp, None);
 }

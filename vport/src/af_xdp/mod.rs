@@ -193,8 +193,8 @@ impl AfXdp {
         check_otherprogram(&link)?;
         let promiscuous = PacketSocket::new().map_err(fail("packet socket"))?;
         let queues = ethtool::receive_queues(promiscuous.as_fd(), &name).ok();
-        let lro = OffloadOff::new(&name, Offload::Lro).map_err(fail("offloads"))?;
-        let rx_vlan = OffloadOff::new(&name, Offload::RxVlan).map_err(fail("offloads"))?;
+        let lro = OffloadOff::new(&link, Offload::Lro).map_err(fail("offloads"))?;
+        let rx_vlan = OffloadOff::new(&link, Offload::RxVlan).map_err(fail("offloads"))?;
         let (held, rung, refused) =
             ladder::climb(rungs, |rung| ladder::hold(system, &link, queues, rung))
                 .map_err(|refused| ladder::error(&name, &refused))?;

@@ -92,6 +92,20 @@ pub(crate) fn set_offload(
     flags(socket, name, SET_FLAGS, then).map(|_| ())
 }
 
+/// The present name of a device of the socket's namespace. `ENODEV`: there is none of that index.
+pub(crate) fn current_name(socket: BorrowedFd<'_>, ifindex: u32) -> Result<String, Errno> {
+    let mut request = ifreq("").ok_or(Errno::INVAL)?;
+    request.ifr_ifru.ifru_ifindex = ifindex as libc::c_int;
+    // SAFETY: SIOCGIFNAME takes an ifreq without pointers.
+    unsafe { ioctl(socket, libc::SIOCGIFNAME, &mut request)? };
+    Ok(request
+        .ifr_name
+        .iter()
+        .take_while(|byte| **byte != 0)
+        .map(|byte| char::from(*byte as u8))
+        .collect())
+}
+
 /// How many queues the device receives on now. `EOPNOTSUPP`: it doesn't say.
 pub(crate) fn receive_queues(socket: BorrowedFd<'_>, name: &str) -> Result<u32, Errno> {
     let mut channels = Channels {
