@@ -15,12 +15,13 @@ use benches::sender::{Flood, SHORTEST};
 use clap::Parser;
 use tests::traffic::iperf3;
 
-const ALL: [Subject; 5] = [
+const ALL: [Subject; 6] = [
     Subject::OvsDpd,
     Subject::Netdev,
     Subject::NetdevXdp,
     Subject::FloorRing,
     Subject::FloorVirtioNet,
+    Subject::FloorFrameRing,
 ];
 
 /// Packets and bits per second, round trips, idle CPU: ovs-dpd beside its peers.

@@ -26,6 +26,8 @@ pub enum Subject {
     FloorRing,
     /// The bare forwarder with virtio-net headers.
     FloorVirtioNet,
+    /// The bare forwarder with receive rings of frames and virtio-net headers.
+    FloorFrameRing,
 }
 
 impl Subject {
@@ -36,7 +38,8 @@ impl Subject {
             Self::Netdev => "dpif-netdev, AF_PACKET",
             Self::NetdevXdp => "dpif-netdev, afxdp",
             Self::FloorRing => "floor: TPACKET_V3",
-            Self::FloorVirtioNet => "floor: virtio-net headers",
+            Self::FloorVirtioNet => "floor: recvmmsg, virtio-net headers",
+            Self::FloorFrameRing => "floor: TPACKET_V2, virtio-net headers",
         }
     }
 
@@ -81,7 +84,9 @@ impl Bed {
         let lab = match subject {
             Subject::OvsDpd => Lab::new(Switch::OvsDpd)?,
             Subject::Netdev | Subject::NetdevXdp => Lab::new(Switch::Netdev)?,
-            Subject::FloorRing | Subject::FloorVirtioNet => Lab::bare(Switch::Netdev)?,
+            Subject::FloorRing | Subject::FloorVirtioNet | Subject::FloorFrameRing => {
+                Lab::bare(Switch::Netdev)?
+            }
         };
         let endpoint = |label: &str, number| -> Result<Arc<Endpoint>> {
             let endpoint = Endpoint::new(lab.host(), label, number)?;
@@ -105,6 +110,7 @@ impl Bed {
         };
         match subject {
             Subject::FloorRing => bed.start_floor(Kind::Ring)?,
+            Subject::FloorFrameRing => bed.start_floor(Kind::FrameRing)?,
             Subject::FloorVirtioNet => bed.start_floor(Kind::VirtioNet)?,
             _ => bed.start_switch()?,
         }

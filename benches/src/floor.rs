@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::gettid;
 
-use crate::wire::{BATCH, Ring, Wire, Wish};
+use crate::wire::{BATCH, FrameRing, Ring, Wire, Wish};
 
 /// Which one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub enum Kind {
     Ring,
     /// recvmmsg and sendmmsg with virtio-net headers: GSO packets and partial checksums go as they came.
     VirtioNet,
+    /// TPACKET_V2 receive rings with virtio-net headers, longer frames by the socket's queue, and sendmmsg
+    /// out of the ring: all that the others can, one system call less a batch, one copy less a frame.
+    FrameRing,
 }
 
 /// A thread that forwards both ways between two devices.
@@ -94,6 +97,7 @@ struct Way {
 
 enum Source {
     Ring(Ring),
+    FrameRing(FrameRing),
     Plain {
         wire: Wire,
         buffers: Vec<Vec<u8>>,
@@ -105,6 +109,7 @@ impl Way {
     fn open(kind: Kind, from: &str, to: &str) -> io::Result<Self> {
         let (from, vnet) = match kind {
             Kind::Ring => (Source::Ring(Ring::open(from)?), false),
+            Kind::FrameRing => (Source::FrameRing(FrameRing::open(from)?), true),
             Kind::VirtioNet => {
                 let wish = Wish {
                     receives: true,
@@ -134,6 +139,7 @@ impl Way {
     fn forward(&mut self) -> io::Result<bool> {
         match &mut self.from {
             Source::Ring(ring) => Ok(ring.block(|frames| send(&self.to, frames))),
+            Source::FrameRing(ring) => Ok(ring.batch(|frames| send(&self.to, frames))),
             Source::Plain {
                 wire,
                 buffers,
@@ -160,6 +166,7 @@ impl AsFd for Way {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         match &self.from {
             Source::Ring(ring) => ring.as_fd(),
+            Source::FrameRing(ring) => ring.as_fd(),
             Source::Plain { wire, .. } => wire.as_fd(),
         }
     }

@@ -274,21 +274,7 @@ impl Ring {
             tp_feature_req_word: 0,
         };
         wire.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        // SAFETY: a new shared mapping of the ring, at an address that the kernel chooses.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                BLOCK * BLOCKS,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                wire.fd.as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let memory = NonNull::new(memory.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = map(&wire, BLOCK * BLOCKS)?;
         let ring = Self {
             wire,
             memory,
@@ -355,6 +341,143 @@ impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wire.as_fd()
     }
+}
+
+/// Bytes of a slot of a [`FrameRing`], and how many it has.
+const SLOT: usize = 2048;
+const SLOTS: usize = 4096;
+
+/// A socket with a TPACKET_V2 receive ring and virtio-net headers. A frame is there as soon as it has
+/// arrived; one that is longer than a slot comes whole by the socket's queue (PACKET_COPY_THRESH), in
+/// its turn.
+#[derive(Debug)]
+pub struct FrameRing {
+    wire: Wire,
+    memory: NonNull<u8>,
+    next: usize,
+    long: Vec<Vec<u8>>,
+}
+
+// SAFETY: the mapping is owned by this value and used through `&mut self` only.
+unsafe impl Send for FrameRing {}
+
+impl FrameRing {
+    /// Opens a receive ring on the device `name`.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let wire = Wire::unbound(Wish {
+            receives: true,
+            vnet: true,
+            ..Wish::default()
+        })?;
+        let version = libc::tpacket_versions::TPACKET_V2 as i32;
+        wire.set(libc::SOL_PACKET, libc::PACKET_VERSION, &version)?;
+        wire.set(libc::SOL_PACKET, libc::PACKET_COPY_THRESH, &1_i32)?;
+        let request = libc::tpacket_req {
+            tp_block_size: (SLOT * 32) as u32,
+            tp_block_nr: (SLOTS / 32) as u32,
+            tp_frame_size: SLOT as u32,
+            tp_frame_nr: SLOTS as u32,
+        };
+        wire.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        let memory = map(&wire, SLOT * SLOTS)?;
+        let ring = Self {
+            wire,
+            memory,
+            next: 0,
+            long: vec![vec![0; 70_000]; BATCH],
+        };
+        ring.wire.bind(name, true)?;
+        Ok(ring)
+    }
+
+    /// Hands what has arrived to `take`, up to [`BATCH`] frames, each behind its virtio-net header.
+    /// False: there is nothing.
+    pub fn batch(&mut self, take: impl FnOnce(&[&[u8]])) -> bool {
+        // SAFETY: `n` < SLOTS, so the slot lies within the mapping, its header aligned; the status is
+        // shared with the kernel as an atomic only.
+        let slot = |n: usize| unsafe {
+            let slot = self.memory.as_ptr().add(n % SLOTS * SLOT);
+            (slot, AtomicU32::from_ptr(slot.cast()))
+        };
+        let mut lengths = [0; BATCH];
+        let mut count = 0;
+        while count < BATCH {
+            let (_, status) = slot(self.next + count);
+            let status = status.load(Ordering::Acquire);
+            if status & libc::TP_STATUS_USER == 0 {
+                break;
+            }
+            if status & libc::TP_STATUS_COPY != 0 {
+                let at = count..=count;
+                // A frame that the queue had no room for is lost: of length 0.
+                let _ = self
+                    .wire
+                    .receive(&mut self.long[at.clone()], &mut lengths[at]);
+            }
+            count += 1;
+        }
+        let mut frames: [&[u8]; BATCH] = [&[]; BATCH];
+        let mut filled = 0;
+        for (n, length) in lengths.iter().enumerate().take(count) {
+            let (memory, status) = slot(self.next + n);
+            if status.load(Ordering::Relaxed) & libc::TP_STATUS_COPY != 0 {
+                frames[filled] = &self.long[n][..*length];
+                filled += usize::from(*length != 0);
+                continue;
+            }
+            // SAFETY: the slot is ours until its status says otherwise; the kernel has put the frame at
+            // tp_mac and the virtio-net header before it.
+            frames[filled] = unsafe {
+                let header = memory.cast::<libc::tpacket2_hdr>().read();
+                let data = memory.add(usize::from(header.tp_mac) - VNET);
+                std::slice::from_raw_parts(data, header.tp_snaplen as usize + VNET)
+            };
+            filled += 1;
+        }
+        take(&frames[..filled]);
+        for n in 0..count {
+            let (_, status) = slot(self.next + n);
+            status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        }
+        self.next = (self.next + count) % SLOTS;
+        count != 0
+    }
+}
+
+impl Drop for FrameRing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made with this length and nothing refers to it any more.
+        unsafe {
+            libc::munmap(self.memory.as_ptr().cast(), SLOT * SLOTS);
+        }
+    }
+}
+
+impl AsFd for FrameRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.as_fd()
+    }
+}
+
+fn map(wire: &Wire, length: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new shared mapping of the socket's ring, at an address that the kernel chooses.
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            wire.fd.as_raw_fd(),
+            0,
+        )
+    };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(memory.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// Nanoseconds of the real-time clock, which the kernel's time stamps are of.
