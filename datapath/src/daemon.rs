@@ -355,10 +355,8 @@ impl Configuration<'_> {
         name: &str,
         ifindex: Option<u32>,
     ) -> Result<Box<dyn ::vport::Port>, Errno> {
-        if ifindex.is_some() {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        self.daemon.source.create_internal(name).map_err(|error| {
+        let made = self.daemon.source.create_internal(name, ifindex);
+        made.map_err(|error| {
             tracing::info!("internal port {name}: {error}");
             Errno(error.errno())
         })

@@ -15,11 +15,12 @@ pub trait DeviceSource: Send + Sync {
     /// ENODEV when there is none, or what the system says.
     fn attach(&self, name: &str) -> Result<Box<dyn Port>, Error>;
 
-    /// Makes a device of that name (with a `%d` in it: the first that is free).
+    /// Makes a device of that name (with a `%d` in it: the first that is free) and, if one is given, of
+    /// that index.
     ///
     /// # Errors
     /// EEXIST when there is one, or what the system says.
-    fn create_internal(&self, name: &str) -> Result<Box<dyn Port>, Error>;
+    fn create_internal(&self, name: &str, ifindex: Option<u32>) -> Result<Box<dyn Port>, Error>;
 }
 
 /// The devices of the network namespace that the daemon runs in.
@@ -52,7 +53,11 @@ impl DeviceSource for SystemDevices {
         ::vport::attach(name, &self.attach)
     }
 
-    fn create_internal(&self, name: &str) -> Result<Box<dyn Port>, Error> {
-        ::vport::create_internal(name, &self.internal)
+    fn create_internal(&self, name: &str, ifindex: Option<u32>) -> Result<Box<dyn Port>, Error> {
+        let options = InternalOptions {
+            ifindex,
+            ..self.internal.clone()
+        };
+        ::vport::create_internal(name, &options)
     }
 }

@@ -126,7 +126,10 @@ fn apply(daemon: &Daemon, handle: &LocalHandle, event: &LinkEvent) {
             // An internal device that only moved is still ours; its queue tells when it is gone.
             port.observe();
             if port.kind == VportType::Netdev || port.observed.load().netnsid.is_none() {
-                remove(daemon, handle, &datapath, port.number);
+                let number = port.number;
+                // The removal waits until nobody holds the port.
+                drop(port);
+                remove(daemon, handle, &datapath, number);
             }
         }
     }

@@ -97,12 +97,16 @@ fn stranger(lab: &Lab) -> Result<Client> {
 #[test]
 fn vports() -> Result<()> {
     let mut elsewhere = None;
-    replay(&["vport"], |lab, _session, _group, case| {
+    replay(&["vport"], |lab, session, _group, case| {
         let host = lab.host();
         match case.name() {
             "async-netdev-removed" => drop(host.ip("link del vd")?),
             "async-link-down" => drop(host.ip("link set va down")?),
-            "async-rename" => drop(host.ip("link set va name vax")?),
+            // The module hears of it at once; ours soon, by a message of the kernel.
+            "async-rename" => {
+                host.ip("link set va name vax")?;
+                session.until("the new name", |reply| contains(reply, b"vax\0"), 1)?;
+            }
             "get-va-mtu" => drop(host.ip("link set va mtu 1400")?),
             "async-move-netns" => {
                 let other = tests::Namespace::new("moved")?;
@@ -112,11 +116,20 @@ fn vports() -> Result<()> {
             "async-move-internal" => {
                 let other = elsewhere.as_ref().context("no namespace")?;
                 host.ip(["link", "set", "int1", "netns", other.name()])?;
+                session.until(
+                    "the other namespace",
+                    |reply| contains(reply, &[8, 0, 9, 0]),
+                    4,
+                )?;
             }
             _ => {}
         }
         Ok(false)
     })
+}
+
+fn contains(reply: &[u8], wanted: &[u8]) -> bool {
+    reply.windows(wanted.len()).any(|part| part == wanted)
 }
 
 /// From 02:00:00:00:00:01 10.0.0.1:1000 to 02:00:00:00:00:02 10.0.0.2:2000, SYN and ACK, 74 bytes.
@@ -155,7 +168,9 @@ fn flows_and_keys() -> Result<()> {
 #[test]
 fn actions() -> Result<()> {
     let groups = ["flow_actions", "flow_action_bad"];
-    replay(&groups, |_, session, _, case| flush(session, case).map(|()| false))
+    replay(&groups, |_, session, _, case| {
+        flush(session, case).map(|()| false)
+    })
 }
 
 /// Each flow was alone; a case `X.get` is about the flow of case `X`.

@@ -23,6 +23,8 @@ pub struct InternalOptions {
     /// How many packets the host may queue before the datapath reads them; otherwise the kernel's
     /// 1000.
     pub tx_queue_len: Option<u32>,
+    /// Its index; otherwise the kernel chooses.
+    pub ifindex: Option<u32>,
     /// Use a veth pair even where a TAP would do.
     pub force_veth: bool,
     /// As in [`AttachOptions`](crate::AttachOptions).
@@ -35,6 +37,7 @@ impl Default for InternalOptions {
             mac: None,
             mtu: None,
             tx_queue_len: None,
+            ifindex: None,
             force_veth: false,
             run_prefix: String::from("dpd"),
         }
@@ -46,7 +49,7 @@ impl Default for InternalOptions {
 /// the port and its queues have been dropped.
 ///
 /// # Errors
-/// `EEXIST`: there is a device of that name. `EINVAL`: a bad name. `EPERM`: not allowed to make one.
+/// `EEXIST`: there is a device of that name or index. `EINVAL`: a bad name. `EPERM`: not allowed to make one.
 pub fn create_internal(name: &str, options: &InternalOptions) -> Result<Box<dyn Port>, Error> {
     let why = if options.force_veth {
         String::from("as asked")
@@ -94,6 +97,7 @@ fn create_pair(name: &str, options: &InternalOptions, why: String) -> Result<AfP
         let veth = Veth {
             name,
             peer: &hidden_name,
+            ifindex: options.ifindex,
             mac: options.mac,
             mtu: options.mtu,
             // What the named end may send, whatever its MTU becomes, the hidden one must take.

@@ -85,6 +85,9 @@ impl Tap {
             return Err(refused(Errno::INVAL));
         }
         let fd = tun::open().map_err(closed)?;
+        if let Some(index) = options.ifindex {
+            tun::set_index(&fd, index).map_err(refused)?;
+        }
         let name = match tun::attach(&fd, name, true, false) {
             Ok(name) => name,
             Err(Errno::BUSY) => return Err(refused(Errno::EXIST)),

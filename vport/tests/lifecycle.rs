@@ -452,6 +452,7 @@ fn a_monitor_that_lost_events_catches_up() {
         let veth = vport::link::Veth {
             name: "new",
             peer: "new1",
+            ifindex: None,
             mac: None,
             mtu: None,
             peer_mtu: None,

@@ -172,11 +172,13 @@ fn set(
         if let Some(actions) = actions {
             writer.replace_actions(flow, actions);
         }
+        drop(writer);
+        // The answer still has the statistics that are then cleared.
+        announce(answer, command::SET, request, Some(flow), wants)?;
         if clear {
             flow.clear_stats();
         }
-        drop(writer);
-        announce(answer, command::SET, request, Some(flow), wants)
+        Ok(())
     })
 }
 

@@ -58,6 +58,8 @@ pub enum How {
     LeftOut,
     /// Ours answers with this errno.
     Errno(i32),
+    /// Where the module succeeds, ours answers with this errno.
+    Refused(i32),
     /// Ours succeeds, with or without an answer, where the module refuses.
     Succeeds,
     /// This attribute (by its path) of the answer has another value.
@@ -89,7 +91,53 @@ const fn case(group: &'static str, name: &'static str, how: How, reason: &'stati
 }
 
 /// In these cases.
-pub const CASES: &[Case] = &[];
+pub const CASES: &[Case] = &[
+    case(
+        "flow_actions",
+        "ct-*",
+        How::Refused(libc::EINVAL),
+        NO_TRACKER,
+    ),
+    case(
+        "flow_actions",
+        "ipv4-after-ct@tcp4",
+        How::Refused(libc::EINVAL),
+        NO_TRACKER,
+    ),
+    case("flow_keys", "ct*", How::Refused(libc::EINVAL), NO_TRACKER),
+    case(
+        "flow_key_bad",
+        "bad/ct-state-ff",
+        How::Refused(libc::EINVAL),
+        NO_TRACKER,
+    ),
+    case(
+        "flow_key_bad",
+        "bad/ct-state-ff.get",
+        How::LeftOut,
+        NO_TRACKER,
+    ),
+    case(
+        "dp",
+        "unpriv-meter-feat",
+        How::Errno(libc::EOPNOTSUPP),
+        "there are no meters yet",
+    ),
+    case(
+        "dp",
+        "unpriv-ctl-get",
+        How::Errno(libc::EOPNOTSUPP),
+        "there are no limits without connection tracking",
+    ),
+    case(
+        "flow_action_bad",
+        "unk-24@tcp4",
+        How::Succeeds,
+        "OVS_ACTION_ATTR_DROP is of Linux 6.7; ovs-vswitchd 3.3 asks for it",
+    ),
+];
+
+const NO_TRACKER: &str = "there is no connection tracking yet: refused, as without nf_conntrack";
 
 /// The line of [`CASES`] for a case.
 pub fn of(group: &str, name: &str) -> Option<&'static Case> {

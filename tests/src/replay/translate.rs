@@ -241,7 +241,9 @@ impl Translator {
         if family == family::VPORT {
             let told = |message: &[u8]| {
                 let places = attributes(message, HEADERS, message.len());
-                let place = places.into_iter().find(|place| place.kind == VPORT_IFINDEX)?;
+                let place = places
+                    .into_iter()
+                    .find(|place| place.kind == VPORT_IFINDEX)?;
                 Some(u32_at(message, place.start + 4))
             };
             pairs.extend(told(recorded).zip(told(ours)));

@@ -112,6 +112,8 @@ pub struct Veth<'a> {
     pub name: &'a str,
     /// The other.
     pub peer: &'a str,
+    /// Index of the one end; otherwise the kernel chooses.
+    pub ifindex: Option<u32>,
     /// Hardware address of the one end; otherwise random.
     pub mac: Option<[u8; 6]>,
     /// MTU of the one end; otherwise 1500.
@@ -125,7 +127,7 @@ pub struct Veth<'a> {
 /// Makes a veth pair, both ends down.
 ///
 /// # Errors
-/// `EEXIST`: one of the names is taken. `EINVAL`: one can't be a name.
+/// `EEXIST`: one of the names, or the index, is taken. `EINVAL`: one can't be a name.
 pub fn create_veth(veth: &Veth<'_>) -> Result<(), Error> {
     let what = format!("create veth {} - {}", veth.name, veth.peer);
     if !is_valid_name(veth.name) || !is_valid_name(veth.peer) {
@@ -133,7 +135,7 @@ pub fn create_veth(veth: &Veth<'_>) -> Result<(), Error> {
     }
     let mut message = Message::new(libc::RTM_NEWLINK, nl::CREATE | nl::EXCL | nl::ACK);
     message
-        .raw(&ifinfo(0, 0, 0))
+        .raw(&ifinfo(veth.ifindex.unwrap_or(0), 0, 0))
         .attr_str(libc::IFLA_IFNAME, veth.name);
     if let Some(mac) = veth.mac {
         message.attr(libc::IFLA_ADDRESS, &mac);

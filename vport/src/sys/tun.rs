@@ -30,8 +30,15 @@ pub(crate) fn open() -> Result<OwnedFd, Errno> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
+/// The device that the descriptor will make shall have that index. `EINVAL`: it can't be one.
+pub(crate) fn set_index(fd: &OwnedFd, index: u32) -> Result<(), Errno> {
+    let mut index = libc::c_int::try_from(index).map_err(|_| Errno::INVAL)?;
+    // SAFETY: TUNSETIFINDEX takes an int.
+    unsafe { ioctl(fd.as_fd(), libc::TUNSETIFINDEX, &mut index) }.map(|_| ())
+}
+
 /// Makes the descriptor the (next) queue of the TAP device `name`; `create`: a new device, refused
-/// with `EBUSY` if there is one of that name. Gives the name, which the kernel makes from a template.
+/// with `EBUSY` if there is one of that name or of the index that was set. Gives the name, which the kernel makes from a template.
 pub(crate) fn attach(
     fd: &OwnedFd,
     name: &str,
