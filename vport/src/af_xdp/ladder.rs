@@ -10,7 +10,7 @@
 //! program on the device, no memory, no device): they end the attempt.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::{Channel, Half};
 use crate::error::Error;
 use crate::link::Link;
-use crate::sys::xdp::{Hook, SocketMap};
+use crate::sys::xdp::{Hook, Program, SocketMap};
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
 use crate::sys::xsk::socket::{Copying, Sizes, XskSocket};
@@ -164,7 +164,7 @@ pub(super) trait System {
         socket.bind(ifindex, queue, copying)
     }
 
-    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<OwnedFd, Errno> {
+    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<Program, Errno> {
         map.attach(ifindex, hook)
     }
 
@@ -180,7 +180,7 @@ impl System for Kernel {}
 
 /// What a rung that holds consists of.
 pub(super) struct Held {
-    pub(super) program: OwnedFd,
+    pub(super) program: Program,
     pub(super) channels: Vec<Channel>,
     pub(super) sizes: Sizes,
 }

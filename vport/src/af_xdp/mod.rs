@@ -39,7 +39,7 @@ mod ladder;
 mod queue;
 mod transmit;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -54,6 +54,7 @@ use crate::open::{AttachOptions, XdpMode};
 use crate::port::{Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome};
 use crate::sys::ethtool::{self, Offload};
 use crate::sys::packet_socket::PacketSocket;
+use crate::sys::xdp::Program;
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
 use crate::sys::xsk::socket::{Sizes, Statistics, XskSocket};
@@ -93,9 +94,9 @@ struct Channel {
 /// What port and queues share; closed when the last of them goes. Fields are dropped in this order:
 /// the program comes off the device first, and its packets go to the host's stack again.
 struct Shared {
-    program: OwnedFd,
+    _program: Program,
     channels: Vec<Channel>,
-    _promiscuous: PacketSocket,
+    promiscuous: PacketSocket,
     lro: OffloadOff,
     rx_vlan: OffloadOff,
     link: Link,
@@ -210,9 +211,9 @@ impl AfXdp {
         }
         Ok(Self {
             shared: Arc::new(Shared {
-                program: held.program,
+                _program: held.program,
                 channels: held.channels,
-                _promiscuous: promiscuous,
+                promiscuous,
                 lro,
                 rx_vlan,
                 rung,

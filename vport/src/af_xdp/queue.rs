@@ -104,9 +104,10 @@ impl RxQueue for Queue {
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         let mine = self.shared.channels.get(self.number);
-        // `new` has seen that it is there; the program stands in for what can't be missing.
+        // `new` has seen that it is there; another device descriptor of the port stands in for what
+        // can't be missing.
         mine.map_or_else(
-            || self.shared.program.as_fd(),
+            || self.shared.promiscuous.as_fd(),
             |channel: &Channel| channel.socket.as_fd(),
         )
     }
