@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Times that each subject has its turn.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     rounds: u32,
     /// Only these parts: scripted, end, rate.
     #[arg(long, value_delimiter = ',')]
