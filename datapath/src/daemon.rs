@@ -30,6 +30,7 @@ use crate::datapath::{Datapath, Settings};
 use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
+use crate::meter::Meters;
 use crate::table_ref::TableCell;
 use crate::upcall::Upcaller;
 use crate::vport::{Vport, VportType};
@@ -242,6 +243,7 @@ impl Configuration<'_> {
             reclaimer: Arc::clone(&daemon.reclaimer),
             counters: Counters::new(daemon.executors()),
             departed: Mutex::default(),
+            meters: Meters::default(),
         });
         self.publish(&datapath, 0, VportType::Internal, device, upcall_pids)
             .inspect_err(|_| {
@@ -433,10 +435,10 @@ pub struct PortWish<'a> {
     pub upcall_pids: Vec<u32>,
 }
 
-/// Milliseconds of the monotonic clock: what `OVS_FLOW_ATTR_USED` counts.
-pub fn now_ms() -> u64 {
+/// Nanoseconds of the monotonic clock.
+pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 /// Batches that began before the port was taken out hold it through their look at the ports. They end

@@ -1,4 +1,4 @@
-//! One datapath: a name, a local port, a set of ports, a flow table, what its client asked of it.
+//! One datapath: a name, a local port, a set of ports, a flow table, meters, what its client asked of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use flow::table::Reclaimer;
 
 use crate::counters::{Counters, Totals};
+use crate::meter::Meters;
 use crate::table_ref::TableCell;
 use crate::vport::VportSet;
 
@@ -58,6 +59,8 @@ pub struct Datapath {
     pub counters: Counters,
     /// What ports that are gone had counted.
     pub departed: Mutex<Totals>,
+    /// The meters.
+    pub meters: Meters,
 }
 
 impl Datapath {

@@ -50,8 +50,8 @@ pub struct Batch<'g> {
     pub table: Option<&'g FlowTable>,
     /// Keeps flows and actions alive.
     pub guard: &'g Guard,
-    /// Monotonic clock, milliseconds.
-    pub now_ms: u64,
+    /// Monotonic clock, nanoseconds.
+    pub now_ns: u64,
     depth: u32,
     deferred: VecDeque<Deferred<'g>>,
 }
@@ -68,17 +68,22 @@ enum Work<'g> {
 }
 
 impl<'g> Batch<'g> {
-    /// A batch on `datapath` at the time `now_ms`.
-    pub fn new(datapath: &'g Datapath, ports: &'g VportSet, guard: &'g Guard, now_ms: u64) -> Self {
+    /// A batch on `datapath` at the time `now_ns`.
+    pub fn new(datapath: &'g Datapath, ports: &'g VportSet, guard: &'g Guard, now_ns: u64) -> Self {
         Self {
             datapath,
             ports,
             table: datapath.table.load(guard),
             guard,
-            now_ms,
+            now_ns,
             depth: 0,
             deferred: VecDeque::new(),
         }
+    }
+
+    /// Monotonic clock, milliseconds: what flows' statistics tell.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ns / 1_000_000
     }
 
     /// Where `executor` counts what happens to packets of this ingress port.
@@ -165,7 +170,7 @@ impl Executor {
             ports: batch.ports,
             table: batch.table,
             guard: batch.guard,
-            now_ms: batch.now_ms,
+            now_ns: batch.now_ns,
             depth: batch.depth,
             deferred: VecDeque::new(),
         };
@@ -205,7 +210,7 @@ impl Executor {
                 let seen = stats::Totals {
                     packets: 1,
                     bytes: packet.frame.wire_len() as u64,
-                    used_ms: batch.now_ms,
+                    used_ms: batch.now_ms(),
                     tcp_flags: packet.key.tcp_flags.get(),
                 };
                 flow.record(self.source, &seen);
@@ -357,8 +362,18 @@ impl Executor {
                     self.drop(batch, packet, DropReason::Conntrack);
                     return;
                 }
-                // A meter that doesn't exist lets the packet pass, as in the module.
-                Action::Meter(_) => {}
+                Action::Meter(id) => {
+                    let (bytes, source) = (packet.measure(), self.source);
+                    let passes = batch
+                        .datapath
+                        .meters
+                        .with(*id, |meter| meter.pass(bytes, source, batch.now_ns));
+                    // A meter that doesn't exist lets the packet pass, as in the module.
+                    if passes == Some(false) {
+                        self.drop(batch, packet, DropReason::Meter);
+                        return;
+                    }
+                }
                 Action::Set(field) => {
                     if let SetField::Tunnel(tunnel) = &**field {
                         packet.egress = Some(tunnel.clone());

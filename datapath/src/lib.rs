@@ -6,7 +6,7 @@
 //! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
 //! - [`worker`], [`devices`]: the threads at the ports;
-//! - [`executor`], [`packet`], [`transmit`], [`upcall`]: a packet's way;
+//! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`counters`], [`drop_reason`], [`status`]: what became of it.
 
 pub mod codec;
@@ -19,6 +19,7 @@ pub mod drop_reason;
 pub mod executor;
 pub mod families;
 pub mod mailbox;
+pub mod meter;
 pub mod packet;
 pub mod status;
 mod table_ref;

@@ -20,7 +20,7 @@ use crossbeam_epoch::LocalHandle;
 use frame::Frame;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use crate::daemon::{Daemon, now_ms};
+use crate::daemon::{Daemon, now_ns};
 use crate::datapath::Datapath;
 use crate::devices::Notice;
 use crate::drop_reason::DropReason;
@@ -311,7 +311,7 @@ impl<'d> Loop<'d> {
         if !self.frames.is_empty() {
             let ports = source.datapath.ports.load();
             let guard = self.handle.pin();
-            let mut batch = Batch::new(&source.datapath, &ports, &guard, now_ms());
+            let mut batch = Batch::new(&source.datapath, &ports, &guard, now_ns());
             self.executor.receive(&mut batch, number, &mut self.frames);
             self.executor.flush(&batch);
         }

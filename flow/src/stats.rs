@@ -2,7 +2,8 @@
 //!
 //! Every source of packets (an executor; later also a reader of a kernel's eBPF map) has a number and
 //! writes only its own slot. The first source to use a flow takes the slot inside the flow; any other
-//! gets one of its own at its first packet. Reading sums them.
+//! gets one of its own at its first packet. Reading sums them. [`Stats`] does the same for what isn't a
+//! flow, as a meter.
 //!
 //! # Thread safety
 //! A slot has one writer: two threads must not record as the same source at once (counts would be lost,
@@ -170,5 +171,32 @@ impl StatsHead {
 
     pub(crate) fn clear(&self) {
         self.generation.fetch_add(1, Release);
+    }
+}
+
+/// Statistics by themselves: counted by source as a flow's, and read as their sum.
+#[derive(Default)]
+pub struct Stats {
+    head: StatsHead,
+    inline: InlineSlot,
+}
+
+impl Stats {
+    /// Adds `more` on behalf of `source`, which only one thread may be.
+    #[inline]
+    pub fn record(&self, source: Source, more: &Totals) {
+        self.head.record(&self.inline, source, more);
+    }
+
+    /// The sum over the sources.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.head.totals(&self.inline)
+    }
+}
+
+impl std::fmt::Debug for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.totals().fmt(f)
     }
 }

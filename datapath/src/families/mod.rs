@@ -2,7 +2,8 @@
 //!
 //! - [`datapath`], [`vport`]: the configuration; what changes it runs on the configuration thread.
 //! - [`flow`], [`packet`]: prompt; they never take the configuration lock.
-//! - `ovs_meter` and `ovs_ct_limit` exist, as a client expects, and refuse everything for now.
+//! - [`meter`]: prompt as well; its writers take a lock of their own.
+//! - `ovs_ct_limit` exists, as a client expects, and refuses everything for now.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::executor::Executor;
 
 pub mod datapath;
 pub mod flow;
+pub mod meter;
 pub mod packet;
 pub mod vport;
 
@@ -47,8 +49,9 @@ impl Handler for Server {
             Family::Vport => vport::handle(&self.daemon, request, answer),
             Family::Flow => flow::handle(&self.daemon, request, answer),
             Family::Packet => packet::execute(&self.daemon, request),
-            // No meters, no limits: clients take EOPNOTSUPP as a plain "no".
-            Family::Meter | Family::CtLimit => Err(Errno::EOPNOTSUPP.into()),
+            Family::Meter => meter::handle(&self.daemon, request, answer),
+            // No limits: clients take EOPNOTSUPP as a plain "no".
+            Family::CtLimit => Err(Errno::EOPNOTSUPP.into()),
         }
     }
 

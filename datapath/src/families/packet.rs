@@ -14,7 +14,7 @@ use netlink::{Errno, Failure, Request};
 use super::flow::LIMITS;
 use super::with_context;
 use crate::codec;
-use crate::daemon::{Daemon, now_ms};
+use crate::daemon::{Daemon, now_ns};
 use crate::executor::Batch;
 use crate::packet::Packet;
 use crate::upcall::attribute;
@@ -70,7 +70,7 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
         };
         let ports = datapath.ports.load();
         let guard = context.handle.pin();
-        let mut batch = Batch::new(&datapath, &ports, &guard, now_ms());
+        let mut batch = Batch::new(&datapath, &ports, &guard, now_ns());
         executor.execute(&mut batch, packet, &actions);
         executor.flush(&batch);
         Ok(())
