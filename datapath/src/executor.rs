@@ -3,7 +3,8 @@
 //! # Semantics
 //! Those of the module: at most [`MAX_DEPTH`] action lists within each other; a clone, sample or
 //! recirculation deeper than [`INLINE_DEPTH`] is put off until the outermost list is done, at most
-//! [`MAX_DEFERRED`] of them; what exceeds that is dropped and counted.
+//! [`MAX_DEFERRED`] of them for a packet; what exceeds that is dropped and counted. So every packet ends,
+//! also in a loop of recirculations.
 //!
 //! # Thread safety
 //! An executor belongs to one thread. What it shares (ports, tables, counters) it reaches through the
@@ -37,7 +38,7 @@ use crate::vport::VportSet;
 pub const MAX_DEPTH: u32 = 5;
 /// Down to this depth a nested list runs at once (`OVS_DEFERRED_ACTION_THRESHOLD`).
 pub const INLINE_DEPTH: u32 = MAX_DEPTH - 2;
-/// Lists put off at a time (`DEFERRED_ACTION_FIFO_SIZE`).
+/// Lists put off for a packet (`DEFERRED_ACTION_FIFO_SIZE`).
 pub const MAX_DEFERRED: usize = 10;
 
 /// What one batch of packets shares: one datapath, one look at its ports and table.
@@ -54,6 +55,9 @@ pub struct Batch<'g> {
     pub now_ns: u64,
     depth: u32,
     deferred: VecDeque<Deferred<'g>>,
+    /// How many lists the packet that is being carried has had put off, done ones included: what those
+    /// put off again counts too, or a loop of recirculations would never end.
+    put_off: usize,
 }
 
 struct Deferred<'g> {
@@ -78,6 +82,7 @@ impl<'g> Batch<'g> {
             now_ns,
             depth: 0,
             deferred: VecDeque::new(),
+            put_off: 0,
         }
     }
 
@@ -173,6 +178,7 @@ impl Executor {
             now_ns: batch.now_ns,
             depth: batch.depth,
             deferred: VecDeque::new(),
+            put_off: 0,
         };
         self.run_outermost(&mut inner, packet, actions);
     }
@@ -233,6 +239,9 @@ impl Executor {
         if batch.depth >= MAX_DEPTH {
             self.drop(batch, packet, DropReason::RecursionLimit);
             return;
+        }
+        if batch.depth == 0 {
+            batch.put_off = 0;
         }
         batch.depth += 1;
         self.run(batch, packet, list);
@@ -424,7 +433,8 @@ impl Executor {
                     batch.depth -= u32::from(keeps_key);
                 }
             }
-        } else if batch.deferred.len() < MAX_DEFERRED {
+        } else if batch.put_off < MAX_DEFERRED {
+            batch.put_off += 1;
             batch.deferred.push_back(Deferred { packet, work });
         } else {
             self.drop(batch, packet, DropReason::DeferredLimit);
