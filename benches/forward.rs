@@ -112,6 +112,7 @@ fn measure(subject: Subject, arguments: &Arguments, report: &mut Report) -> Resu
     }
     if arguments.does("ping") && carries_tcp {
         let times = ping(&bed)?;
+        report.add("ping, p50, us", name, Some(times.us(50.0)));
         report.add("ping, average, us", name, Some(times.mean_us()));
         report.add("ping, p99, us", name, Some(times.us(99.0)));
     }

@@ -101,7 +101,7 @@ enum Source {
     Plain {
         wire: Wire,
         buffers: Vec<Vec<u8>>,
-        lengths: [usize; BATCH],
+        lengths: Vec<usize>,
     },
 }
 
@@ -119,7 +119,7 @@ impl Way {
                 let source = Source::Plain {
                     wire: Wire::open(from, wish)?,
                     buffers: vec![vec![0; 70_000]; BATCH],
-                    lengths: [0; BATCH],
+                    lengths: vec![0; BATCH],
                 };
                 (source, true)
             }

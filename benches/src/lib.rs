@@ -2,7 +2,7 @@
 //! gives ratios with their spread: absolute figures drift with the machine, ratios less.
 //!
 //! - [`report`]: samples, ratios, tables; JSON beside them.
-//! - [`latency`]: percentiles.
+//! - [`latency`]: times and their percentiles.
 //! - [`machine`]: what the figures were measured on.
 //! - [`bed`]: two endpoints and what forwards between them, ours or a peer.
 //! - [`floor`]: the barest forwarders that there can be: what nobody in user space gets below.

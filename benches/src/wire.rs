@@ -53,9 +53,8 @@ impl Wire {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and owned by nobody else.
-        let wire = Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        };
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let wire = Self { fd };
         let packet = libc::SOL_PACKET;
         if wish.vnet {
             wire.set(packet, libc::PACKET_VNET_HDR, &1_i32)?;
