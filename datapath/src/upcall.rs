@@ -12,9 +12,9 @@
 //! or the one that the action names.
 
 use flow::action::{ActionList, Userspace};
-use flow::key::{KEY_BYTES, Key};
+use flow::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, KEY_BYTES, Key};
 use frame::segment::Segments;
-use frame::{Frame, complete_checksum};
+use frame::{Frame, GsoKind, complete_checksum};
 use netlink::attr::Writer;
 use netlink::hub::UpcallError;
 use netlink::{Errno, Hub, message};
@@ -149,7 +149,11 @@ impl Executor {
             self.upcall_segments(batch, packet, message)
         } else {
             match complete_checksum(&mut packet.frame) {
-                Ok(()) => self.upcaller.offer(batch, packet, &packet.frame, message),
+                Ok(()) => {
+                    let frame = &packet.frame;
+                    self.upcaller
+                        .offer(batch, packet, &packet.key, frame, message)
+                }
                 Err(_) => Err(DropReason::Malformed),
             }
         };
@@ -169,10 +173,23 @@ impl Executor {
         message: &Message<'_>,
     ) -> Result<(), DropReason> {
         let mut segments = Segments::new(&packet.frame).map_err(|_| DropReason::Malformed)?;
+        let fragments = matches!(
+            packet.frame.offload.gso,
+            Some(gso) if gso.kind == GsoKind::UdpFragments
+        );
+        let mut key = packet.key;
+        if fragments {
+            key.ip_frag = FRAG_FIRST;
+        }
         while let Some(segment) = segments.next(&mut self.pool) {
-            let sent = self.upcaller.offer(batch, packet, &segment, message);
+            let sent = self.upcaller.offer(batch, packet, &key, &segment, message);
             self.pool.put(segment);
             sent?;
+            if fragments {
+                key.ip_frag = FRAG_LATER;
+                key.tp_src = 0.into();
+                key.tp_dst = 0.into();
+            }
         }
         Ok(())
     }
@@ -183,6 +200,7 @@ impl Upcaller {
         &mut self,
         batch: &Batch<'_>,
         packet: &Packet,
+        key: &Key,
         frame: &Frame,
         message: &Message<'_>,
     ) -> Result<(), DropReason> {
@@ -205,7 +223,7 @@ impl Upcaller {
             dp_ifindex,
             tagged,
             unaligned,
-            |writer| write_attributes(writer, packet, message, truncated),
+            |writer| write_attributes(writer, packet, key, message, truncated),
         )
         .map_err(|_| DropReason::UpcallTooBig)?;
         let mut rest = bytes;
@@ -236,11 +254,12 @@ impl Upcaller {
 fn write_attributes(
     writer: &mut Writer<'_>,
     packet: &Packet,
+    key: &Key,
     message: &Message<'_>,
     truncated_from: Option<usize>,
 ) -> Result<(), Errno> {
     let nest = writer.begin(attribute::KEY);
-    codec::key::write_key(writer, &packet.key)?;
+    codec::key::write_key(writer, key)?;
     writer.end(nest)?;
     if let Some(userdata) = message.userdata {
         writer.bytes(attribute::USERDATA, userdata)?;
@@ -271,10 +290,17 @@ fn write_attributes(
     Ok(())
 }
 
+/// Protocols whose ports the hash is over.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// Whether the hash is over L4 ports: fragments have none that count.
 fn hash_l4(key: &Key) -> u64 {
-    match key.tp_src.get() | key.tp_dst.get() {
-        0 => 0,
-        _ => HASH_L4,
+    let ports = matches!(key.ip_proto, TCP | UDP | SCTP);
+    match ports && key.ip_frag == FRAG_NONE {
+        true => HASH_L4,
+        false => 0,
     }
 }
 

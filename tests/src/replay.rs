@@ -7,9 +7,11 @@
 //!   let pass.
 //! - [`session`]: lines of a recording, one after the other.
 //! - [`laboratory`]: the devices that the recordings were made with; frames in and out.
+//! - [`packets`]: frames let in, and what comes of them.
 
 pub mod client;
 pub mod differences;
 pub mod laboratory;
+pub mod packets;
 pub mod session;
 pub mod translate;

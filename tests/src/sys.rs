@@ -96,6 +96,16 @@ impl PacketSocket {
         }
     }
 
+    /// Has every frame from now on begin with a virtio-net header of 10 bytes (linux/virtio_net.h).
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn set_offloading(&self) -> io::Result<()> {
+        /// linux/if_packet.h.
+        const PACKET_VNET_HDR: i32 = 15;
+        self.set_option(libc::SOL_PACKET, PACKET_VNET_HDR, 1)
+    }
+
     /// Sends one frame, from its destination address on.
     ///
     /// # Errors

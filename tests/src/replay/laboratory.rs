@@ -80,6 +80,17 @@ pub fn client(lab: &Lab) -> Result<Client> {
     Client::connect(&lab.run_dir(), netns)
 }
 
+/// Lets a frame with a virtio-net header in front come in at `device`.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn send_offloaded(lab: &Lab, device: &str, header: [u8; 10], frame: &[u8]) -> Result<()> {
+    let socket = lab.host().inside(|| PacketSocket::open(device))??;
+    socket.set_offloading()?;
+    socket.send(&[&header[..], frame].concat())?;
+    Ok(())
+}
+
 /// Packet sockets at the far ends of a datapath's ports.
 #[derive(Debug)]
 pub struct Wires {

@@ -81,19 +81,30 @@ impl Session {
     /// # Errors
     /// The harness failed; what differs is in [`Session::found`].
     pub fn replay(&mut self, group: &str, case: &Case) -> Result<()> {
+        if let Some(wrong) = self.talk(group, case)? {
+            self.judge(group, case, wrong);
+        }
+        Ok(())
+    }
+
+    /// Replays one line and says what is wrong; None if the case is left out.
+    ///
+    /// # Errors
+    /// The harness failed.
+    pub fn talk(&mut self, group: &str, case: &Case) -> Result<Option<String>> {
         let difference = differences::of(group, case.name());
         if difference.is_some_and(|difference| difference.how == How::LeftOut) {
             self.left_out += 1;
-            return Ok(());
+            return Ok(None);
         }
         if self.stand_in(case)? {
             self.left_out += 1;
-            return Ok(());
+            return Ok(None);
         }
         let mut wrong = String::new();
         let recorded = case.request();
         let extra: &[&[u16]] = match difference.map(|difference| difference.how) {
-            Some(How::Attribute(path)) => &[path],
+            Some(How::Attributes(paths)) => paths,
             _ => &[],
         };
         if !recorded.is_empty() {
@@ -120,9 +131,7 @@ impl Session {
         self.reader.settle()?;
         let came = self.reader.gather(expected.len(), patience)?;
         self.compare("upcall", expected, came, extra, &mut wrong)?;
-        let failed = case.errno().is_some_and(|errno| !errno.is_empty());
-        self.judge(group, case.name(), difference, failed, wrong);
-        Ok(())
+        Ok(Some(wrong))
     }
 
     /// Deletes the flows of the datapath with that recorded ifindex: the recordings did so between cases
@@ -207,18 +216,14 @@ impl Session {
     }
 
     /// Takes a case's result down.
-    pub fn judge(
-        &mut self,
-        group: &str,
-        name: &str,
-        difference: Option<&differences::Case>,
-        failed: bool,
-        wrong: String,
-    ) {
+    pub fn judge(&mut self, group: &str, case: &Case, wrong: String) {
+        let name = case.name();
+        let difference = differences::of(group, name);
+        let failed = case.errno().is_some_and(|errno| !errno.is_empty());
         self.compared += 1;
         match difference.map(|difference| difference.how) {
-            None | Some(How::Attribute(_)) if wrong.is_empty() => {}
-            None | Some(How::Attribute(_)) => {
+            None | Some(How::Attributes(_)) if wrong.is_empty() => {}
+            None | Some(How::Attributes(_)) => {
                 self.found.push(format!("{group} {name}:\n{wrong}"));
             }
             Some(How::Refused(_)) if wrong.is_empty() && failed => {}
@@ -451,7 +456,8 @@ pub fn messages(case: &Case, field: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn errno(message: &[u8]) -> Option<i32> {
+/// The errno that ends a conversation; 0 for an acknowledgement.
+pub fn errno(message: &[u8]) -> Option<i32> {
     let kind = u16_at(message, 4);
     (kind == ERROR || kind == DONE).then(|| -(u32_at(message, 16) as i32))
 }

@@ -118,6 +118,11 @@ impl Translator {
         self.words.remove(&recorded);
     }
 
+    /// The port id of the recorded requester, and of ours.
+    pub fn requesters(&self) -> (u32, u32) {
+        self.requester
+    }
+
     /// The requester is another socket, whose recorded port id stands in the case's replies. Gives what it
     /// was, for [`Translator::restore`].
     pub fn requester(&mut self, ours: u32, case: &Case) -> (u32, u32) {
@@ -177,6 +182,21 @@ impl Translator {
         }
     }
 
+    /// Attributes of a recording with our port ids in them.
+    pub fn payload(&self, recorded: &[u8]) -> Vec<u8> {
+        let mut payload = recorded.to_vec();
+        self.words_in(&mut payload, 0);
+        payload
+    }
+
+    fn words_in(&self, message: &mut [u8], start: usize) {
+        for at in (start..message.len()).step_by(4) {
+            if let Some(ours) = self.words.get(&u32_at(message, at)) {
+                put(message, at, &ours.to_ne_bytes());
+            }
+        }
+    }
+
     fn message(&self, recorded: &[u8], lenient: bool) -> Result<Vec<u8>> {
         let mut message = recorded.to_vec();
         let Some(family) = self.family_of(recorded) else {
@@ -191,11 +211,7 @@ impl Translator {
             let ifindex = self.ifindex(u32_at(recorded, 20))?;
             put(&mut message, 20, &ifindex.to_ne_bytes());
         }
-        for at in (HEADERS..message.len()).step_by(4) {
-            if let Some(ours) = self.words.get(&u32_at(&message, at)) {
-                put(&mut message, at, &ours.to_ne_bytes());
-            }
-        }
+        self.words_in(&mut message, HEADERS);
         let wanted = match family {
             family::DATAPATH => DP_IFINDEX,
             family::VPORT => VPORT_IFINDEX,

@@ -1,0 +1,330 @@
+//! Packets of the recordings: let in at the far end of a port, awaited at the far ends of all ports and at
+//! the reader of upcalls.
+//!
+//! Behind each packet goes a sentinel, a frame that no flow matches. When its upcall has come, a second one
+//! goes; when that one's has come, the packet's batch is over, and what hasn't come never will.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::corpus::{self, Case};
+use crate::lab::Lab;
+use crate::replay::differences::{self, How};
+use crate::replay::laboratory::{self, PATIENCE, Wires};
+use crate::replay::session::{Session, errno, messages, request};
+use crate::replay::translate::{attributes, family};
+
+/// The recordings' ports that can be captured.
+const PORTS: [u32; 5] = [1, 2, 3, 6, 0];
+/// The ifindex that the laboratory's datapath had.
+const DATAPATH: u32 = 11;
+
+/// Frames by port, in order at each.
+pub type Frames = BTreeMap<u32, Vec<Vec<u8>>>;
+
+/// The packet laboratory: `dpa` with `va`, `vb`, `vc` at 1 to 3 and the internal port `int0` at 6.
+pub struct Packets {
+    /// The netlink side.
+    pub session: Session,
+    /// The far ends.
+    pub wires: Wires,
+    sentinels: u16,
+}
+
+impl Packets {
+    /// The laboratory as recorded in `lab_setup`, for the recording `group`.
+    ///
+    /// # Errors
+    /// It can't be made so.
+    pub fn new(lab: &Lab, group: &str) -> Result<Self> {
+        for end in ['a', 'b', 'c'] {
+            laboratory::cable(lab, end, 9000)?;
+        }
+        let mut session = Session::open(lab, "lab_setup")?;
+        for case in corpus::read("lab_setup")? {
+            session.replay("lab_setup", &case)?;
+        }
+        session.go_on(&corpus::meta(group)?);
+        lab.host().ip("link set int0 mtu 9000 up")?;
+        lab.host().ip("link set dpa up")?;
+        laboratory::offloads(lab, "int0", false)?;
+        let wires = Wires::open(lab, &PORTS)?;
+        let mut packets = Self {
+            session,
+            wires,
+            sentinels: 0,
+        };
+        packets.settle()?;
+        Ok(packets)
+    }
+
+    /// Waits until every port carries packets.
+    fn settle(&mut self) -> Result<()> {
+        for port in PORTS {
+            self.sentinel(port)?;
+        }
+        Ok(())
+    }
+
+    /// Replays one line: flows and packets, or an EXECUTE with what came of it.
+    ///
+    /// # Errors
+    /// The harness failed; what differs is in [`Session::found`].
+    pub fn replay(&mut self, group: &str, case: &Case) -> Result<()> {
+        let difference = differences::of(group, case.name());
+        if difference.is_some_and(|difference| difference.how == How::LeftOut) {
+            self.session.left_out += 1;
+            return Ok(());
+        }
+        if !case.request().is_empty() {
+            return self.execute(group, case);
+        }
+        let extra: &[&[u16]] = match difference.map(|difference| difference.how) {
+            Some(How::Attributes(paths)) => paths,
+            _ => &[],
+        };
+        let mut wrong = String::new();
+        self.session.flush(DATAPATH)?;
+        let json = case.json();
+        let nothing = BTreeMap::new();
+        if let Some(port) = json.get("in_port").and_then(Value::as_u64) {
+            let frame = case.bytes("packet_in_hex");
+            let upcalls = messages(case, "miss_upcalls_hex");
+            self.step(port as u32, &frame, &nothing, upcalls, extra, &mut wrong)?;
+        }
+        for flow in array(json, "flows") {
+            self.install(flow, &mut wrong)?;
+        }
+        for step in array(json, "steps") {
+            let port = step.get("in_port").and_then(Value::as_u64);
+            let port = port.context("a step without a port")? as u32;
+            let frame = bytes(step, "packet_in_hex");
+            let out = frames(step)?;
+            let upcalls = array(step, "upcalls").filter_map(Value::as_str);
+            let upcalls = upcalls.map(corpus::unhex).collect();
+            self.step(port, &frame, &out, upcalls, extra, &mut wrong)?;
+        }
+        self.session.judge(group, case, wrong);
+        Ok(())
+    }
+
+    fn execute(&mut self, group: &str, case: &Case) -> Result<()> {
+        // The one case whose upcall goes to the requester itself.
+        let (recorded, ours) = self.session.translator.requesters();
+        let itself = case.name() == "user-pid-req";
+        if itself {
+            self.session.translator.word(recorded, ours);
+        }
+        let talked = self.session.talk(group, case)?;
+        if itself {
+            self.session.translator.forget_word(recorded);
+        }
+        let Some(mut wrong) = talked else {
+            return Ok(());
+        };
+        let expected = frames(case.json())?;
+        let wanted = expected.values().map(Vec::len).sum();
+        let patience = if wrong.is_empty() {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        let mut came = self.wires.gather(wanted, patience)?;
+        self.session.requester.settle()?;
+        for (port, more) in self.wires.gather(0, Duration::ZERO)? {
+            came.entry(port).or_default().extend(more);
+        }
+        compare_frames(&expected, &came, &mut wrong);
+        self.session.judge(group, case, wrong);
+        Ok(())
+    }
+
+    /// Installs a flow of a recording.
+    ///
+    /// # Errors
+    /// The harness failed.
+    fn install(&mut self, flow: &Value, wrong: &mut String) -> Result<()> {
+        let recorded = match flow.get("errno") {
+            Some(Value::String(_)) => true,
+            Some(Value::Number(_)) => false,
+            _ => bail!("a flow without an errno"),
+        };
+        let (key, mask) = (bytes(flow, "key_hex"), bytes(flow, "mask_hex"));
+        let (key, mask) = (without_conntrack(&key), without_conntrack(&mask));
+        let errno = self.flow(&key, Some(&mask), &bytes(flow, "actions_hex"))?;
+        if recorded != (errno != 0) {
+            writeln!(wrong, "ours errno {errno};\nflow: {:?}", flow.get("errno"))?;
+        }
+        Ok(())
+    }
+
+    /// Installs a flow from recorded attributes; gives the errno.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn flow(&mut self, key: &[u8], mask: Option<&[u8]>, actions: &[u8]) -> Result<i32> {
+        /// `OVS_FLOW_CMD_NEW`.
+        const NEW: u8 = 1;
+        /// `OVS_FLOW_ATTR_KEY`, `_ACTIONS`, `_MASK`.
+        const ATTRIBUTES: [u16; 3] = [1, 2, 7];
+        let actions = self.session.translator.payload(actions);
+        let mut body = Vec::new();
+        let parts = [Some(key), Some(&actions), mask];
+        for (kind, payload) in ATTRIBUTES.iter().zip(parts) {
+            if let Some(payload) = payload {
+                attribute(&mut body, *kind, payload);
+            }
+        }
+        let ifindex = self.session.translator.ifindex(DATAPATH)?;
+        let request = request(family::FLOW, NEW, ifindex, &body);
+        let answers = self.session.requester.converse(&request)?;
+        let last = answers.last().context("no answer")?;
+        self.session.listener.settle()?;
+        self.session.listener.gather(0, Duration::ZERO)?;
+        errno(last).context("no errno")
+    }
+
+    /// Deletes all flows.
+    ///
+    /// # Errors
+    /// As [`Session::flush`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.session.flush(DATAPATH)
+    }
+
+    /// Lets one packet in and compares what comes of it.
+    ///
+    /// # Errors
+    /// The harness failed.
+    pub fn step(
+        &mut self,
+        port: u32,
+        frame: &[u8],
+        out: &Frames,
+        upcalls: Vec<Vec<u8>>,
+        extra: &[&[u16]],
+        wrong: &mut String,
+    ) -> Result<()> {
+        self.wires.send(port, frame)?;
+        self.step_by(|| Ok(()), port, out, upcalls, extra, wrong)
+    }
+
+    /// The same for what `send` lets in at that port.
+    ///
+    /// # Errors
+    /// The harness failed.
+    pub fn step_by(
+        &mut self,
+        send: impl FnOnce() -> Result<()>,
+        port: u32,
+        out: &Frames,
+        upcalls: Vec<Vec<u8>>,
+        extra: &[&[u16]],
+        wrong: &mut String,
+    ) -> Result<()> {
+        send()?;
+        let mut came = self.sentinel(port)?;
+        came.extend(self.sentinel(port)?);
+        // The packet has left by now; the host may still be carrying it to a socket.
+        let wanted = out.values().map(Vec::len).sum();
+        let frames = self.wires.gather(wanted, Duration::from_millis(100))?;
+        compare_frames(out, &frames, wrong);
+        self.session.compare("upcall", upcalls, came, extra, wrong)
+    }
+
+    /// What the datapath says of itself (`OVS_DP_CMD_GET`).
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn datapath(&mut self) -> Result<Vec<u8>> {
+        /// `OVS_DP_CMD_GET`.
+        const GET: u8 = 3;
+        let ifindex = self.session.translator.ifindex(DATAPATH)?;
+        let request = request(family::DATAPATH, GET, ifindex, &[]);
+        let answers = self.session.requester.converse(&request)?;
+        answers.into_iter().next().context("no answer")
+    }
+
+    /// Sends a sentinel and waits for its upcall; gives the upcalls before it.
+    fn sentinel(&mut self, port: u32) -> Result<Vec<Vec<u8>>> {
+        self.sentinels = self.sentinels.wrapping_add(1);
+        let mut frame = [0; 60];
+        frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, 0xfd, 2, 0, 0, 0, 0, 0xfe, 0x88, 0xb5]);
+        frame[14..16].copy_from_slice(&self.sentinels.to_be_bytes());
+        self.wires.send(port, &frame)?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut before = Vec::new();
+        while Instant::now() < deadline {
+            for message in self.session.reader.gather(1, Duration::from_millis(100))? {
+                if message.ends_with(&frame) {
+                    return Ok(before);
+                }
+                before.push(message);
+            }
+        }
+        bail!("no upcall of a sentinel at port {port}")
+    }
+}
+
+/// A key or mask without what conntrack says of a packet: see [`differences::UNTRACKED`].
+pub fn without_conntrack(payload: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::new();
+    for place in attributes(payload, 0, payload.len()) {
+        if !differences::UNTRACKED.contains(&place.kind) {
+            let end = place.end.next_multiple_of(4).min(payload.len());
+            kept.extend_from_slice(payload.get(place.start..end).unwrap_or_default());
+        }
+    }
+    kept
+}
+
+/// Appends an attribute.
+pub fn attribute(out: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+    let len = (payload.len() + 4) as u16;
+    out.extend_from_slice(&len.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(payload);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn array<'v>(value: &'v Value, field: &str) -> impl Iterator<Item = &'v Value> + use<'v> {
+    let list = value.get(field).and_then(Value::as_array);
+    list.into_iter().flatten()
+}
+
+fn bytes(value: &Value, field: &str) -> Vec<u8> {
+    let text = value.get(field).and_then(Value::as_str);
+    corpus::unhex(text.unwrap_or_default())
+}
+
+/// The frames that a recording says have left, by port. Those that left by a tunnel are at no port.
+pub fn frames(value: &Value) -> Result<Frames> {
+    let mut frames = Frames::new();
+    for frame in array(value, "out") {
+        let port = frame.get("port").and_then(Value::as_u64);
+        let port = u32::try_from(port.context("a frame that left by a tunnel")?)?;
+        frames.entry(port).or_default().push(bytes(frame, "hex"));
+    }
+    Ok(frames)
+}
+
+fn compare_frames(expected: &Frames, came: &Frames, wrong: &mut String) {
+    if expected == came {
+        return;
+    }
+    for (what, frames) in [("expected", expected), ("ours    ", came)] {
+        for (port, frames) in frames {
+            for frame in frames {
+                let digits: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+                let _ = writeln!(wrong, "  {what} port {port} frame {digits}");
+            }
+        }
+    }
+    if wrong.is_empty() {
+        wrong.push_str("frames");
+    }
+}
