@@ -210,7 +210,7 @@ fn parse_options(
             // Options are matched as they lie, so a mask of another length can't be told apart
             // from a match on more or fewer options.
             let fits = mask_of.is_none_or(|key| usize::from(key.opts_len) == len);
-            if len > MAX_OPTIONS || len % 4 != 0 || !fits {
+            if len > MAX_OPTIONS || !len.is_multiple_of(4) || !fits {
                 return Err(Errno::EINVAL);
             }
             (tunnel_flags::GENEVE_OPT, attr.payload)

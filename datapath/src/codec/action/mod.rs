@@ -456,7 +456,7 @@ fn unique<const N: usize>(
         }
     }
     // Not even padding may be missing at the end.
-    require(attrs.rest().is_empty() && bytes.len() % 4 == 0)?;
+    require(attrs.rest().is_empty() && bytes.len().is_multiple_of(4))?;
     Ok(found)
 }
 
