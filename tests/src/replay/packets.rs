@@ -188,6 +188,33 @@ impl Packets {
         errno(last).context("no errno")
     }
 
+    /// Sets a meter of `rate` packets a second.
+    ///
+    /// # Errors
+    /// It doesn't succeed.
+    pub fn meter(&mut self, id: u32, rate: u32, burst: u32) -> Result<()> {
+        /// `OVS_METER_CMD_SET`; `OVS_METER_ATTR_ID`, `_BANDS`.
+        const SET: u8 = 2;
+        const ID: u16 = 1;
+        const BANDS: u16 = 4;
+        let mut band = Vec::new();
+        // `OVS_BAND_ATTR_TYPE`: drop; `_RATE`, `_BURST`.
+        for (kind, value) in [(1, 1), (2, rate), (3, burst)] {
+            attribute(&mut band, kind, &value.to_ne_bytes());
+        }
+        let mut bands = Vec::new();
+        attribute(&mut bands, 0, &band);
+        let mut body = Vec::new();
+        attribute(&mut body, ID, &id.to_ne_bytes());
+        attribute(&mut body, BANDS, &bands);
+        let ifindex = self.session.translator.ifindex(DATAPATH)?;
+        let request = request(family::METER, SET, ifindex, &body);
+        let answers = self.session.requester.converse(&request)?;
+        let errno = answers.last().and_then(|answer| errno(answer));
+        anyhow::ensure!(errno == Some(0), "meter {id}: {errno:?}");
+        Ok(())
+    }
+
     /// Deletes all flows.
     ///
     /// # Errors

@@ -73,6 +73,7 @@ impl Session {
 
     /// The same sockets for another recording of the same run.
     pub fn go_on(&mut self, meta: &Meta) {
+        self.translator.go_on(meta);
         self.translator.word(meta.reader, self.reader.port_id());
     }
 

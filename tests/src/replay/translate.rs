@@ -108,6 +108,11 @@ impl Translator {
         }
     }
 
+    /// Another recording of the same laboratory: its requester's port id.
+    pub fn go_on(&mut self, meta: &Meta) {
+        self.requester.0 = meta.requester;
+    }
+
     /// The recorded port id stands for `ours`, wherever it stands.
     pub fn word(&mut self, recorded: u32, ours: u32) {
         self.words.insert(recorded, ours);
