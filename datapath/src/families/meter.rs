@@ -174,3 +174,86 @@ fn write_count(writer: &mut Writer<'_>, kind: u16, count: Count) -> Result<(), E
     bytes[8..].copy_from_slice(&count.bytes.to_ne_bytes());
     writer.bytes(kind, &bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The attributes that `build` writes, as a meter.
+    fn meter_of(build: impl FnOnce(&mut Writer<'_>)) -> Result<Meter, Errno> {
+        let mut buffer = Vec::new();
+        build(&mut Writer::new(&mut buffer));
+        meter(&Table::new(&buffer))
+    }
+
+    fn stats(writer: &mut Writer<'_>, kind: u16, packets: u64, bytes: u64) {
+        write_count(writer, kind, Count { packets, bytes }).unwrap();
+    }
+
+    fn bands(writer: &mut Writer<'_>, more: impl FnOnce(&mut Writer<'_>)) {
+        let bands = writer.begin(attribute::BANDS);
+        let band = writer.begin(BAND);
+        writer.u32(band_attribute::TYPE, 1);
+        writer.u32(band_attribute::RATE, 10);
+        writer.u32(band_attribute::BURST, 5);
+        more(writer);
+        writer.end(band).unwrap();
+        writer.end(bands).unwrap();
+    }
+
+    fn counts(meter: &Meter) -> (Count, Option<Count>) {
+        let report = meter.report();
+        (report.seen, report.exceeded)
+    }
+
+    // What follows was asked of the module (Linux 6.1).
+
+    #[test]
+    fn a_meter_begins_with_the_statistics_that_it_is_given_and_its_band_with_none() {
+        let given = Count {
+            packets: 7,
+            bytes: 700,
+        };
+        let meter = meter_of(|writer| {
+            stats(writer, attribute::STATS, 7, 700);
+            bands(writer, |writer| {
+                stats(writer, band_attribute::STATS, 9, 900)
+            });
+        });
+        assert_eq!(counts(&meter.unwrap()), (given, Some(Count::default())));
+        let cleared = meter_of(|writer| {
+            stats(writer, attribute::STATS, 7, 700);
+            writer.flag(attribute::CLEAR);
+            bands(writer, |_| ());
+        });
+        assert_eq!(counts(&cleared.unwrap()).0, Count::default());
+    }
+
+    #[test]
+    fn what_is_too_short_within_a_band_is_out_of_range() {
+        let short = meter_of(|writer| {
+            bands(writer, |writer| {
+                writer.bytes(band_attribute::STATS, &[0; 8]).unwrap();
+            });
+        });
+        assert_eq!(short.unwrap_err(), Errno::ERANGE);
+        let short = meter_of(|writer| bands(writer, |writer| writer.u16(band_attribute::RATE, 3)));
+        assert_eq!(short.unwrap_err(), Errno::ERANGE);
+    }
+
+    #[test]
+    fn of_an_attribute_given_twice_the_last_counts_and_unknown_ones_are_ignored() {
+        let zero = meter_of(|writer| bands(writer, |writer| writer.u32(band_attribute::RATE, 0)));
+        assert_eq!(zero.unwrap_err(), Errno::EINVAL);
+        let unknown = meter_of(|writer| bands(writer, |writer| writer.u32(9, 1)));
+        assert!(unknown.is_ok());
+    }
+
+    #[test]
+    fn bytes_that_are_no_attribute_are_no_band() {
+        for garbage in [[0xff, 0, 0, 0], [1, 0, 0, 0]] {
+            let meter = meter_of(|writer| writer.bytes(attribute::BANDS, &garbage).unwrap());
+            assert_eq!(counts(&meter.unwrap()).1, None);
+        }
+    }
+}
