@@ -169,9 +169,9 @@ fn set_ipv4(
     let (value, mask) = (&masked.value, &masked.mask);
     let header = header_mut::<20>(frame, network)?;
     let mut sum = u16::from_be_bytes([header[10], header[11]]);
-    // Behind a later fragment's header is payload.
+    // Behind a later fragment's header is payload. ICMPv6 has its pseudo header's sum over IPv6 only.
     let proto = match u16::from_be_bytes([header[6], header[7]]) & 0x1fff {
-        0 => Some(header[9]),
+        0 => Some(header[9]).filter(|proto| *proto != ip_proto::ICMPV6),
         _ => None,
     };
     if mask.tos != 0 {
