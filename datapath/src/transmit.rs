@@ -59,15 +59,23 @@ impl TransmitQueues {
             Plan::Segment => {
                 let mut segments =
                     Segments::new(&packet.frame).map_err(|_| DropReason::Malformed)?;
-                let mut made = 0;
+                let (mut made, mut too_long) = (0, 0);
                 while let Some(segment) = segments.next(pool) {
                     made += 1;
-                    self.enqueue(port, segment);
+                    // The sender's segments may be those of a larger MTU.
+                    if segment.len() > takes.max_frame as usize {
+                        too_long += 1;
+                        pool.put(segment);
+                    } else {
+                        self.enqueue(port, segment);
+                    }
                 }
                 if made == 0 {
                     return Err(DropReason::Malformed);
                 }
-                batch.cell(packet.ingress, executor).copied.add(made - 1);
+                let cell = batch.cell(packet.ingress, executor);
+                cell.copied.add(made - 1);
+                cell.drop(DropReason::OutputTooLong, too_long);
                 self.flush_if_full(batch, executor, pool, port);
                 return Ok(());
             }
