@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use ::flow::table::Reclaimer;
 use crossbeam_epoch::LocalHandle;
 use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Request};
 
@@ -79,8 +80,9 @@ pub(crate) struct Context {
 }
 
 thread_local! {
-    /// Of the daemon at that address: tests have several in a process.
-    static CONTEXT: RefCell<Option<(usize, Context)>> = const { RefCell::new(None) };
+    /// Of the daemon that has that reclaimer: tests have several in a process, one after the other at the
+    /// same address. Held, so that its own address isn't given to another.
+    static CONTEXT: RefCell<Option<(Arc<Reclaimer>, Context)>> = const { RefCell::new(None) };
 }
 
 /// Lends the calling thread's context for `daemon`.
@@ -88,17 +90,16 @@ pub(crate) fn with_context<R>(
     daemon: &Daemon,
     work: impl FnOnce(&mut Context) -> Result<R, Failure>,
 ) -> Result<R, Failure> {
-    let address = std::ptr::from_ref(daemon) as usize;
     CONTEXT.with_borrow_mut(|slot| {
         let context = match slot {
-            Some((owner, context)) if *owner == address => context,
+            Some((owner, context)) if Arc::ptr_eq(owner, &daemon.reclaimer) => context,
             _ => {
                 let handle = daemon.reclaimer.register();
                 let context = Context {
                     executor: daemon.new_executor()?,
                     handle,
                 };
-                &mut slot.insert((address, context)).1
+                &mut slot.insert((Arc::clone(&daemon.reclaimer), context)).1
             }
         };
         work(context)
