@@ -505,7 +505,9 @@ fn longest_packet(packet: &Packet) -> usize {
     if packet.mru != 0 {
         return usize::from(packet.mru) + usize::from(packet.layers.network);
     }
-    let (Some(gso), Some(l4)) = (packet.frame.offload.gso, packet.layers.transport) else {
+    // Behind a third tag no L4 header is looked for, but who left the checksum to be made knew where it is.
+    let told = packet.frame.offload.csum.map(|csum| csum.start);
+    let (Some(gso), Some(l4)) = (packet.frame.offload.gso, packet.layers.transport.or(told)) else {
         return packet.measure();
     };
     let l4 = usize::from(l4);
