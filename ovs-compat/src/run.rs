@@ -1,7 +1,9 @@
 //! `ovs-dpd run`: the daemon's life, from lock to clean-up.
 
+use std::fs::Permissions;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -182,6 +184,9 @@ fn answer_status(run_dir: &RunDir, daemon: &Arc<Daemon>) -> Result<()> {
     remove_file(&path);
     let listener =
         UnixListener::bind(&path).with_context(|| format!("can't listen on {}", path.display()))?;
+    // Reading is open to all, as GET requests are.
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666))
+        .with_context(|| format!("can't open {} to all", path.display()))?;
     let daemon = Arc::clone(daemon);
     spawn("status", move || {
         for stream in listener.incoming() {
