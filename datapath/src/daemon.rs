@@ -25,6 +25,7 @@ use flow::table::{FlowTable, Reclaimer, TableConfig};
 use netlink::{Errno, Hub};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::conntrack::{self, Tracker};
 use crate::counters::Counters;
 use crate::datapath::{Datapath, Settings};
 use crate::device_source::{DeviceSource, SystemDevices};
@@ -70,6 +71,8 @@ pub struct Daemon {
     source: Box<dyn DeviceSource>,
     /// When it started.
     pub started: Instant,
+    /// Connections, of all datapaths.
+    pub conntrack: Arc<Tracker>,
     datapaths: ArcSwap<Vec<Arc<Datapath>>>,
     configuration: Mutex<()>,
     executors: AtomicUsize,
@@ -87,6 +90,12 @@ const OTHER_THREADS: usize = 2;
 
 /// How many threads close ports when a datapath goes.
 const RELEASE_THREADS: usize = 16;
+
+/// How often connections are looked at whose time may have come.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Connections looked at under a shard's lock at a time.
+const EXPIRE_BUDGET: usize = 64;
 
 /// How long the removal of a port waits for the batches that still use it.
 const QUIESCE: Duration = Duration::from_secs(5);
@@ -112,6 +121,10 @@ impl Daemon {
             workers: Workers::default(),
             devices,
             started: Instant::now(),
+            conntrack: Arc::new(Tracker::new(
+                conntrack::Config::new(options.seed.rotate_left(17)),
+                now_ms() * conntrack::MILLISECOND,
+            )),
             datapaths: ArcSwap::default(),
             configuration: Mutex::new(()),
             executors: AtomicUsize::new(0),
@@ -199,7 +212,13 @@ impl Daemon {
     /// Frees retired memory until `stop` says so. The reaper thread's life.
     pub fn reap(&self, stop: &dyn Fn() -> bool) {
         let handle = self.reclaimer.register();
+        let mut next_look = Instant::now();
         while !stop() {
+            if Instant::now() >= next_look {
+                let now = now_ms() * conntrack::MILLISECOND;
+                while !self.conntrack.expire(now, EXPIRE_BUDGET) && !stop() {}
+                next_look = Instant::now() + EXPIRE_INTERVAL;
+            }
             if self.reclaimer.pending() == 0 {
                 self.reclaimer.wait(Duration::from_millis(500));
             } else if self.reclaimer.reap(&handle) == 0 {
@@ -244,6 +263,7 @@ impl Configuration<'_> {
             counters: Counters::new(daemon.executors()),
             departed: Mutex::default(),
             meters: Meters::default(),
+            conntrack: Arc::clone(&daemon.conntrack),
         });
         self.publish(&datapath, 0, VportType::Internal, device, upcall_pids)
             .inspect_err(|_| {

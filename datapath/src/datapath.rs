@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use flow::table::Reclaimer;
 
+use crate::conntrack::Tracker;
 use crate::counters::{Counters, Totals};
 use crate::meter::Meters;
 use crate::table_ref::TableCell;
@@ -61,6 +62,8 @@ pub struct Datapath {
     pub departed: Mutex<Totals>,
     /// The meters.
     pub meters: Meters,
+    /// The daemon's connections.
+    pub conntrack: Arc<Tracker>,
 }
 
 impl Datapath {

@@ -26,6 +26,7 @@ use frame::{Frame, GsoKind, Pool};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::conntrack;
 use crate::counters::Cell;
 use crate::datapath::Datapath;
 use crate::drop_reason::DropReason;
@@ -364,12 +365,18 @@ impl Executor {
                     self.drop(batch, packet, reason);
                     return;
                 }
-                Action::CtClear => forget_connection(&mut packet.key),
-                // Refused at installation while there is no tracker; a packet that meets one all the
-                // same isn't forwarded unchecked.
-                Action::Ct(_) => {
-                    self.drop(batch, packet, DropReason::Conntrack);
-                    return;
+                Action::CtClear => conntrack::action::clear(&mut packet),
+                Action::Ct(ct) => {
+                    if !packet.layers.key_valid && self.refresh(&mut packet).is_err() {
+                        self.drop(batch, packet, DropReason::ActionError);
+                        return;
+                    }
+                    let now = batch.now_ms * conntrack::MILLISECOND;
+                    let tracker = &batch.datapath.conntrack;
+                    if let Err(_refusal) = tracker.execute(&mut packet, ct, now) {
+                        self.drop(batch, packet, DropReason::Conntrack);
+                        return;
+                    }
                 }
                 Action::Meter(id) => {
                     let (bytes, source) = (packet.measure(), self.source);
@@ -469,6 +476,7 @@ impl Executor {
 
     /// The packet has ended: what it was made of is used again.
     pub(crate) fn recycle(&mut self, mut packet: Box<Packet>) {
+        packet.conntrack = None;
         self.pool.put(std::mem::take(&mut packet.frame));
         if self.spare.len() < SPARE {
             self.spare.push(packet);
@@ -520,18 +528,6 @@ fn longest_packet(packet: &Packet) -> usize {
         GsoKind::UdpFragments => 0,
     };
     (l4 + header + usize::from(gso.size)).min(packet.measure())
-}
-
-fn forget_connection(key: &mut Key) {
-    key.ct_state = 0;
-    key.ct_zone = 0;
-    key.ct_mark = 0;
-    key.ct_labels = [0; 16];
-    key.ct_orig_src = [0; 16];
-    key.ct_orig_dst = [0; 16];
-    key.ct_orig_tp_src = 0.into();
-    key.ct_orig_tp_dst = 0.into();
-    key.ct_orig_proto = 0;
 }
 
 fn restructure(packet: &mut Packet, action: &Action) -> Result<(), rewrite::RewriteError> {

@@ -4,6 +4,8 @@ use flow::headers::Layers;
 use flow::key::{Key, TunnelKey};
 use frame::Frame;
 
+use crate::conntrack::Attached;
+
 /// A packet. It ends in exactly one way: handed to a port, to user space, or dropped for a reason.
 ///
 /// A key makes it large, so it travels in a box, and executors use boxes again.
@@ -28,6 +30,8 @@ pub struct Packet {
     pub upcall_pid: Option<u32>,
     /// What `set(tunnel(...))` asked for.
     pub egress: Option<Box<TunnelKey>>,
+    /// Its connection, since the last `ct`.
+    pub conntrack: Option<Attached>,
 }
 
 impl Packet {
@@ -40,6 +44,7 @@ impl Packet {
         self.mru = 0;
         self.upcall_pid = None;
         self.egress = None;
+        self.conntrack = None;
     }
 
     /// All but the bytes, of `other`.
@@ -53,6 +58,7 @@ impl Packet {
         self.mru = other.mru;
         self.upcall_pid = other.upcall_pid;
         self.egress.clone_from(&other.egress);
+        self.conntrack.clone_from(&other.conntrack);
     }
 
     /// Length as `trunc` and `check_pkt_len` count it: without the tag that is out of band.

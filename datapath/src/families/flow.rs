@@ -39,7 +39,7 @@ mod attribute {
 }
 
 /// What flows can match and do at present.
-pub const LIMITS: Limits = Limits { conntrack: false };
+pub const LIMITS: Limits = Limits { conntrack: true };
 
 type Attributes<'a> = Table<'a, { attribute::COUNT }>;
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ::flow::extract::{self, Metadata, PacketType};
+use ::flow::extract::{self, ConntrackMetadata, Metadata, PacketType};
 use frame::Frame;
 use netlink::attr::Table;
 use netlink::{Errno, Failure, Request};
@@ -51,7 +51,19 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
             _ => PacketType::Ethernet,
         },
         tunnel: (known.tunnel.family != 0).then(|| Box::new(known.tunnel)),
-        ct: None,
+        ct: (known.ct_state != 0).then(|| {
+            Box::new(ConntrackMetadata {
+                state: known.ct_state,
+                zone: known.ct_zone,
+                mark: known.ct_mark,
+                labels: known.ct_labels,
+                orig_src: known.ct_orig_src,
+                orig_dst: known.ct_orig_dst,
+                orig_tp_src: known.ct_orig_tp_src.get(),
+                orig_tp_dst: known.ct_orig_tp_dst.get(),
+                orig_proto: known.ct_orig_proto,
+            })
+        }),
     };
     packet.layers = extract::extract(&mut packet.frame, &meta, &mut packet.key)
         .map_err(|_short| Errno::EINVAL)?;

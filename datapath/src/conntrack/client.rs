@@ -1,0 +1,121 @@
+//! What ctnetlink asks for: dumps, deletions, counts, timeout policies.
+//!
+//! # Contract
+//! A dump goes shard by shard: what is put in or taken out meanwhile may be in it or not, everything else
+//! is in it once.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::connection::Connection;
+use super::timeout::Timeouts;
+use super::tuple::Tuple;
+use super::{Counters, Tracker};
+
+/// Counts, as `conntrack -S` has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Statistics {
+    pub connections: u64,
+    pub expectations: u64,
+    pub inserted: u64,
+    pub insert_failed: u64,
+    pub invalid: u64,
+    pub early_drop: u64,
+    pub full: u64,
+    pub expired: u64,
+    pub deleted: u64,
+    pub clash_resolved: u64,
+    pub limited: u64,
+}
+
+impl Tracker {
+    /// The connection that has this tuple, in either direction.
+    pub fn find(&self, tuple: &Tuple, now: u64) -> Option<Arc<Connection>> {
+        self.table.find(tuple, now).map(|(found, _)| found)
+    }
+
+    /// Everything, shard by shard; ends when `each` says so by false.
+    pub fn for_each(&self, now: u64, mut each: impl FnMut(&Arc<Connection>) -> bool) {
+        for shard in 0..self.table.shards() {
+            for connection in self.table.snapshot(shard, now) {
+                if !each(&connection) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Deletes what `of` says of; tells how many.
+    pub fn remove_all(&self, now: u64, of: impl Fn(&Connection) -> bool) -> usize {
+        let mut removed = 0;
+        self.for_each(now, |connection| {
+            if of(connection) && self.remove(connection) {
+                removed += 1;
+            }
+            true
+        });
+        removed
+    }
+
+    /// Makes or replaces a timeout policy. Connections that have the old one keep it.
+    pub fn set_policy(&self, name: &str, policy: Timeouts) {
+        let mut policies = self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        policies.insert(name.into(), Arc::new(policy));
+    }
+
+    /// False: there is none of that name.
+    pub fn remove_policy(&self, name: &str) -> bool {
+        let mut policies = self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        policies.remove(name).is_some()
+    }
+
+    /// All timeout policies by name.
+    pub fn policies(&self) -> HashMap<Box<str>, Arc<Timeouts>> {
+        let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
+        policies.clone()
+    }
+
+    /// The policy of that name.
+    pub fn policy(&self, name: &str) -> Option<Arc<Timeouts>> {
+        let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
+        policies.get(name).map(Arc::clone)
+    }
+
+    /// What has been counted.
+    pub fn statistics(&self) -> Statistics {
+        let Counters {
+            inserted,
+            insert_failed,
+            invalid,
+            early_drop,
+            full,
+            expired,
+            deleted,
+            clash_resolved,
+            limited,
+        } = &self.counters;
+        Statistics {
+            connections: self.table.len() as u64,
+            expectations: self.expectations.len() as u64,
+            inserted: inserted.load(Ordering::Relaxed),
+            insert_failed: insert_failed.load(Ordering::Relaxed),
+            invalid: invalid.load(Ordering::Relaxed),
+            early_drop: early_drop.load(Ordering::Relaxed),
+            full: full.load(Ordering::Relaxed),
+            expired: expired.load(Ordering::Relaxed),
+            deleted: deleted.load(Ordering::Relaxed),
+            clash_resolved: clash_resolved.load(Ordering::Relaxed),
+            limited: limited.load(Ordering::Relaxed),
+        }
+    }
+}
