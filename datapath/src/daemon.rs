@@ -123,7 +123,7 @@ impl Daemon {
             started: Instant::now(),
             conntrack: Arc::new(Tracker::new(
                 conntrack::Config::new(options.seed.rotate_left(17)),
-                now_ms() * conntrack::MILLISECOND,
+                now_ns(),
             )),
             datapaths: ArcSwap::default(),
             configuration: Mutex::new(()),
@@ -215,7 +215,7 @@ impl Daemon {
         let mut next_look = Instant::now();
         while !stop() {
             if Instant::now() >= next_look {
-                let now = now_ms() * conntrack::MILLISECOND;
+                let now = now_ns();
                 while !self.conntrack.expire(now, EXPIRE_BUDGET) && !stop() {}
                 next_look = Instant::now() + EXPIRE_INTERVAL;
             }

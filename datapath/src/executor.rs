@@ -371,7 +371,7 @@ impl Executor {
                         self.drop(batch, packet, DropReason::ActionError);
                         return;
                     }
-                    let now = batch.now_ms * conntrack::MILLISECOND;
+                    let now = batch.now_ns;
                     let tracker = &batch.datapath.conntrack;
                     if let Err(_refusal) = tracker.execute(&mut packet, ct, now) {
                         self.drop(batch, packet, DropReason::Conntrack);

@@ -7,7 +7,6 @@
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
 //! - [`worker`], [`devices`]: the threads at the ports;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
-//! - [`executor`], [`packet`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`conntrack`]: connections, their states and translations;
 //! - [`counters`], [`drop_reason`], [`status`]: what became of it.
 

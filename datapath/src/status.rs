@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use netlink::Hub;
 use serde::{Deserialize, Serialize};
 
+use crate::conntrack::client::Statistics;
 use crate::counters::Totals;
 use crate::daemon::Daemon;
 use crate::datapath::{Datapath, features};
@@ -26,6 +27,8 @@ pub struct Status {
     pub notes: Vec<String>,
     /// The datapaths.
     pub datapaths: Vec<DatapathStatus>,
+    /// Connections of all datapaths.
+    pub conntrack: Statistics,
     /// The connected sockets of clients.
     pub clients: Vec<ClientStatus>,
 }
@@ -162,6 +165,7 @@ impl Status {
             workers: daemon.options.workers,
             notes: daemon.options.notes.clone(),
             datapaths: daemon.datapaths().iter().map(|dp| datapath(dp)).collect(),
+            conntrack: daemon.conntrack.statistics(),
             clients: clients(&daemon.hub),
         }
     }

@@ -577,7 +577,7 @@ fn patch(frame: &mut Frame, tcp: usize, at: usize, value: u32) {
     }
     if let Some(sum) = array_mut::<2>(frame.bytes_mut(), tcp + 16) {
         let was = u16::from_be_bytes(*sum);
-        let is = if at % 2 == 0 {
+        let is = if at.is_multiple_of(2) {
             update(was, &old, &new)
         } else {
             update(was.swap_bytes(), &old, &new).swap_bytes()

@@ -54,9 +54,6 @@ pub mod tuple;
 pub mod wheel;
 pub mod wire;
 
-/// Nanoseconds.
-pub const MILLISECOND: u64 = 1_000_000;
-
 /// Connections by default: what issue-sized hosts have as `nf_conntrack_max`, and more than a million.
 pub const MAX_CONNECTIONS: usize = 1 << 20;
 

@@ -161,11 +161,12 @@ impl Tracker {
         let port = *end(&mut tuple, source).1;
         if range.shuffle.is_none() {
             match range.ports {
-                Some((low, high)) => {
-                    if (low..=high).contains(&port) && (low == high || !taken(&tuple)) {
-                        return tuple;
-                    }
+                Some((low, high))
+                    if (low..=high).contains(&port) && (low == high || !taken(&tuple)) =>
+                {
+                    return tuple;
                 }
+                Some(_) => {}
                 None if !taken(&tuple) => return tuple,
                 None => {}
             }
