@@ -7,7 +7,7 @@
 //!
 //! # Invariant
 //! Over all the cells of a datapath, at rest:
-//! `received + executed + copied = transmitted + to_user + dropped (by reason)`.
+//! `received + executed + copied = transmitted + to_user + held + dropped (by reason)`.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -48,6 +48,8 @@ pub struct Cell {
     pub transmitted_bytes: Count,
     /// Packets that ended in user space.
     pub to_user: Count,
+    /// Fragments that became part of another packet, or wait to.
+    pub held: Count,
     /// Upcalls that reached a reader: also those of which the packet went on.
     pub upcalls: Count,
     /// Upcalls that didn't.
@@ -92,6 +94,7 @@ pub struct Totals {
     pub transmitted: u64,
     pub transmitted_bytes: u64,
     pub to_user: u64,
+    pub held: u64,
     pub upcalls: u64,
     pub upcalls_lost: u64,
     pub hit: u64,
@@ -127,6 +130,7 @@ impl Counters {
             sum.transmitted += cell.transmitted.get();
             sum.transmitted_bytes += cell.transmitted_bytes.get();
             sum.to_user += cell.to_user.get();
+            sum.held += cell.held.get();
             sum.upcalls += cell.upcalls.get();
             sum.upcalls_lost += cell.upcalls_lost.get();
             sum.hit += cell.hit.get();
@@ -151,6 +155,7 @@ impl Totals {
         self.transmitted += other.transmitted;
         self.transmitted_bytes += other.transmitted_bytes;
         self.to_user += other.to_user;
+        self.held += other.held;
         self.upcalls += other.upcalls;
         self.upcalls_lost += other.upcalls_lost;
         self.hit += other.hit;

@@ -26,7 +26,7 @@ use frame::{Frame, GsoKind, Pool};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::conntrack;
+use crate::conntrack::{self, action::Passage};
 use crate::counters::Cell;
 use crate::datapath::Datapath;
 use crate::drop_reason::DropReason;
@@ -373,9 +373,17 @@ impl Executor {
                     }
                     let now = batch.now_ns;
                     let tracker = &batch.datapath.conntrack;
-                    if let Err(_refusal) = tracker.execute(&mut packet, ct, now) {
-                        self.drop(batch, packet, DropReason::Conntrack);
-                        return;
+                    match tracker.execute(&mut packet, ct, now) {
+                        Ok(Passage::On) => {}
+                        Ok(Passage::Held) => {
+                            batch.cell(packet.ingress, self.index).held.add(1);
+                            self.recycle(packet);
+                            return;
+                        }
+                        Err(_refusal) => {
+                            self.drop(batch, packet, DropReason::Conntrack);
+                            return;
+                        }
                     }
                 }
                 Action::Meter(id) => {

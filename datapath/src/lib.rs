@@ -7,7 +7,7 @@
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
 //! - [`worker`], [`devices`]: the threads at the ports;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
-//! - [`conntrack`]: connections, their states and translations;
+//! - [`conntrack`]: connections, their states and translations; [`refragment`]: what came in fragments;
 //! - [`counters`], [`drop_reason`], [`status`]: what became of it.
 
 pub mod codec;
@@ -23,6 +23,7 @@ pub mod families;
 pub mod mailbox;
 pub mod meter;
 pub mod packet;
+pub mod refragment;
 pub mod status;
 mod table_ref;
 pub mod transmit;

@@ -72,7 +72,7 @@ pub struct Lookups {
 }
 
 /// What became of packets. At rest, over a datapath:
-/// `received + executed + copied = transmitted + to_user + sum(dropped)`.
+/// `received + executed + copied = transmitted + to_user + held + sum(dropped)`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)] // see `counters::Cell`
 pub struct PacketCounts {
@@ -83,6 +83,7 @@ pub struct PacketCounts {
     pub transmitted: u64,
     pub transmitted_bytes: u64,
     pub to_user: u64,
+    pub held: u64,
     pub upcalls: u64,
     pub upcalls_lost: u64,
     /// Drops by reason; reasons that never happened are left out.
@@ -148,6 +149,7 @@ impl From<&Totals> for PacketCounts {
             transmitted: sum.transmitted,
             transmitted_bytes: sum.transmitted_bytes,
             to_user: sum.to_user,
+            held: sum.held,
             upcalls: sum.upcalls,
             upcalls_lost: sum.upcalls_lost,
             dropped,

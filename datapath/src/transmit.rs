@@ -8,6 +8,7 @@ use frame::{Class, Frame, GsoKind, Offload, Pool, complete_checksum};
 use crate::drop_reason::DropReason;
 use crate::executor::Batch;
 use crate::packet::Packet;
+use crate::refragment;
 
 /// Frames to a port that make a batch of their own: beyond it the port gets them at once.
 const FULL: usize = 64;
@@ -19,6 +20,8 @@ const ETHERNET: usize = 14;
 pub struct TransmitQueues {
     queues: Vec<Vec<Frame>>,
     waiting: Vec<u32>,
+    /// Names the fragments of the last IPv6 packet that was cut.
+    pub(crate) ident: u32,
 }
 
 impl TransmitQueues {
@@ -48,6 +51,18 @@ impl TransmitQueues {
             mark: packet.key.skb_mark,
         };
         let takes = vport.device.capabilities();
+        if refragment::is_due(packet, takes.max_frame as usize)? {
+            self.ident = self.ident.wrapping_add(1);
+            let (ident, mut pieces) = (self.ident, Vec::new());
+            refragment::refragment(packet, ident, pool, |piece| pieces.push(piece))?;
+            let copied = (pieces.len() as u64).saturating_sub(1);
+            batch.cell(packet.ingress, executor).copied.add(copied);
+            for piece in pieces {
+                self.enqueue(port, piece);
+            }
+            self.flush_if_full(batch, executor, pool, port);
+            return Ok(());
+        }
         if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {
             return Err(DropReason::OutputTooLong);
         }

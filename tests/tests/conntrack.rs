@@ -39,7 +39,7 @@ fn the_probes_find_everything() -> Result<()> {
             "CT state NAT: Yes",
             "CT orig tuple: Yes",
             "CT orig tuple for IPv6: Yes",
-            "Ct eventmask: Yes",
+            "Conntrack eventmask: Yes",
             "Conntrack clear: Yes",
             "Conntrack timeout policy: Yes",
             "Conntrack all-zero IP SNAT: Yes",
@@ -64,7 +64,10 @@ fn a_firewall_lets_answers_pass_and_nothing_else() -> Result<()> {
         rules(lab, &FIREWALL)?;
         for (to, back) in [("10.1.1.2", "10.1.1.1"), ("fd00::2", "fd00::1")] {
             ping_ok(a.namespace(), to)?;
-            ensure!(ping(b.namespace(), back, 2, "-i 0.2 -W 0.5")?.received == 0, "{back}");
+            ensure!(
+                ping(b.namespace(), back, 2, "-i 0.2 -W 0.5")?.received == 0,
+                "{back}"
+            );
         }
         let (from, to) = (a.namespace(), b.namespace());
         tcp::echo(from, to, "10.1.1.2:7000".parse()?, 8 << 20)?;
@@ -106,8 +109,15 @@ fn a_source_is_translated_and_back() -> Result<()> {
         let b = lab.host_on("br0", "b", "10.1.1.2/24")?;
         ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
         // Nobody has the address that a is seen as: b is told who it is.
-        b.namespace()
-            .ip(["neigh", "replace", "10.1.1.100", "lladdr", &a.mac_text(), "dev", "eth0"])?;
+        b.namespace().ip([
+            "neigh",
+            "replace",
+            "10.1.1.100",
+            "lladdr",
+            &a.mac_text(),
+            "dev",
+            "eth0",
+        ])?;
         rules(
             lab,
             &[
@@ -118,7 +128,12 @@ fn a_source_is_translated_and_back() -> Result<()> {
                 "table=1,priority=10,ct_state=+trk+rel,ip,actions=1",
             ],
         )?;
-        tcp::echo(a.namespace(), b.namespace(), "10.1.1.2:7000".parse()?, 8 << 20)?;
+        tcp::echo(
+            a.namespace(),
+            b.namespace(),
+            "10.1.1.2:7000".parse()?,
+            8 << 20,
+        )?;
         ping_ok(a.namespace(), "10.1.1.2")?;
         // A closed UDP port: the error finds its way back, and says what a sent.
         let script = "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n\
@@ -139,8 +154,15 @@ fn a_destination_is_one_of_several() -> Result<()> {
         let c = lab.host_on("br0", "c", "10.1.1.3/24")?;
         ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
         // The service's address is answered for by either.
-        a.namespace()
-            .ip(["neigh", "replace", "10.1.1.50", "lladdr", &b.mac_text(), "dev", "eth0"])?;
+        a.namespace().ip([
+            "neigh",
+            "replace",
+            "10.1.1.50",
+            "lladdr",
+            &b.mac_text(),
+            "dev",
+            "eth0",
+        ])?;
         let bucket = |host: &str| {
             format!("bucket=weight=1,actions=ct(commit,zone=3,nat(dst={host}:7000),table=2)")
         };
@@ -186,7 +208,10 @@ fn a_destination_is_one_of_several() -> Result<()> {
             drop(server?);
         }
         ensure!(said.trim().len() == 40, "{said}");
-        ensure!(said.contains('b') && said.contains('c'), "both serve: {said}");
+        ensure!(
+            said.contains('b') && said.contains('c'),
+            "both serve: {said}"
+        );
         Ok(())
     })
 }

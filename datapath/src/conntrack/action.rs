@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use flow::action::Conntrack;
-use flow::key::Key;
+use flow::key::{FRAG_NONE, Key};
 
 use super::connection::{Connection, Protocol, status};
+use super::fragment::Gathered;
 use super::helper::{Helper, HelperState};
 use super::nat::Range;
 use super::table;
@@ -46,15 +47,44 @@ pub enum Refusal {
     Translation,
     /// A helper couldn't do its part.
     Helper,
+    /// A fragment that overlaps others, is malformed, is there already, or finds no room.
+    Fragment,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It goes on.
+    On,
+    /// It is a fragment, and waits for the others: the caller's packet has no bytes any more.
+    Held,
 }
 
 impl Tracker {
-    /// Carries out a `ct` on a packet whose key is that of its bytes, and which is no fragment.
+    /// Carries out a `ct` on a packet whose key is that of its bytes.
     ///
     /// # Errors
     /// [`Refusal`]: the packet is to be dropped.
-    pub fn execute(&self, packet: &mut Packet, ct: &Conntrack, now: u64) -> Result<(), Refusal> {
-        wire::trim(packet);
+    pub fn execute(
+        &self,
+        packet: &mut Packet,
+        ct: &Conntrack,
+        now: u64,
+    ) -> Result<Passage, Refusal> {
+        if packet.key.ip_frag == FRAG_NONE {
+            wire::trim(packet);
+        } else {
+            match self.fragments.gather(packet, ct.zone, now) {
+                Gathered::Whole => {}
+                Gathered::Waits => return Ok(Passage::Held),
+                Gathered::Dropped => return Err(Refusal::Fragment),
+            }
+        }
+        self.execute_whole(packet, ct, now)?;
+        Ok(Passage::On)
+    }
+
+    fn execute_whole(&self, packet: &mut Packet, ct: &Conntrack, now: u64) -> Result<(), Refusal> {
         if ct.commit {
             self.look_up_and_help(packet, ct, now)?;
             return self.commit(packet, ct, now);

@@ -30,6 +30,13 @@ pub struct Statistics {
     pub deleted: u64,
     pub clash_resolved: u64,
     pub limited: u64,
+    pub fragments_waiting: u64,
+    pub reassembled: u64,
+    pub fragments_timed_out: u64,
+    pub fragments_overlapped: u64,
+    pub fragments_duplicate: u64,
+    pub fragments_malformed: u64,
+    pub fragments_no_memory: u64,
 }
 
 impl Tracker {
@@ -104,6 +111,7 @@ impl Tracker {
             clash_resolved,
             limited,
         } = &self.counters;
+        let fragments = &self.fragments.counters;
         Statistics {
             connections: self.table.len() as u64,
             expectations: self.expectations.len() as u64,
@@ -116,6 +124,13 @@ impl Tracker {
             deleted: deleted.load(Ordering::Relaxed),
             clash_resolved: clash_resolved.load(Ordering::Relaxed),
             limited: limited.load(Ordering::Relaxed),
+            fragments_waiting: self.fragments.waiting().0 as u64,
+            reassembled: fragments.reassembled.load(Ordering::Relaxed),
+            fragments_timed_out: fragments.timed_out.load(Ordering::Relaxed),
+            fragments_overlapped: fragments.overlapped.load(Ordering::Relaxed),
+            fragments_duplicate: fragments.duplicates.load(Ordering::Relaxed),
+            fragments_malformed: fragments.malformed.load(Ordering::Relaxed),
+            fragments_no_memory: fragments.no_memory.load(Ordering::Relaxed),
         }
     }
 }

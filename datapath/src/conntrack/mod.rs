@@ -9,6 +9,7 @@
 //! - [`wire`]: where a packet's headers are;
 //! - [`nat`], [`translate`]: which addresses a connection gets; writing them into packets;
 //! - [`helper`]: FTP and TFTP;
+//! - [`fragment`]: what comes in pieces is tracked whole;
 //! - [`client`]: what ctnetlink asks for: dumps, deletions, counts.
 //!
 //! # Time and randomness
@@ -30,6 +31,7 @@ use rand::{Rng, SeedableRng};
 
 use self::connection::Connection;
 use self::expectation::Expectations;
+use self::fragment::Fragments;
 use self::limit::Limits;
 use self::nat::Sources;
 use self::table::Table;
@@ -40,6 +42,7 @@ pub mod action;
 pub mod client;
 pub mod connection;
 pub mod expectation;
+pub mod fragment;
 pub mod helper;
 pub mod limit;
 pub mod lookup;
@@ -132,6 +135,8 @@ pub struct Tracker {
     pub expectations: Expectations,
     /// What happened.
     pub counters: Counters,
+    /// Waiting for their other parts.
+    pub fragments: Fragments,
     sources: Sources,
     timeouts: Timeouts,
     policies: RwLock<HashMap<Box<str>, Arc<Timeouts>>>,
@@ -150,6 +155,7 @@ impl Tracker {
             limits: Limits::default(),
             expectations: Expectations::default(),
             counters: Counters::default(),
+            fragments: Fragments::default(),
             sources: Sources::new(key),
             timeouts: config.timeouts,
             policies: RwLock::default(),
@@ -181,6 +187,7 @@ impl Tracker {
             });
         }
         self.expectations.expire(now);
+        self.fragments.expire(now);
         done
     }
 
