@@ -126,14 +126,16 @@ impl Executor {
     /// The executor of that number. `seed` is for `sample` and for hashes: it should be secret.
     pub fn new(source: Source, upcaller: Upcaller, seed: u64) -> Self {
         let index = usize::from(source.index());
+        let mut random = SmallRng::seed_from_u64(seed ^ index as u64);
+        let transmit = TransmitQueues::new(random.random());
         Self {
             source,
             index,
             pool: Pool::default(),
-            transmit: TransmitQueues::default(),
+            transmit,
             upcaller,
             caches: Vec::new(),
-            random: SmallRng::seed_from_u64(seed ^ index as u64),
+            random,
             hash_seed: seed as u32,
             spare: Vec::new(),
         }

@@ -21,10 +21,18 @@ pub struct TransmitQueues {
     queues: Vec<Vec<Frame>>,
     waiting: Vec<u32>,
     /// Names the fragments of the last IPv6 packet that was cut.
-    pub(crate) ident: u32,
+    ident: u32,
 }
 
 impl TransmitQueues {
+    /// Empty. Fragments of IPv6 packets are named from `ident` on.
+    pub fn new(ident: u32) -> Self {
+        Self {
+            ident,
+            ..Self::default()
+        }
+    }
+
     /// Queues a packet's frame for `port`, as the port can take it: truncated, completed, segmented. It
     /// counts as transmitted or dropped when the port has said so.
     ///

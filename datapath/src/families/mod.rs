@@ -3,7 +3,7 @@
 //! - [`datapath`], [`vport`]: the configuration; what changes it runs on the configuration thread.
 //! - [`flow`], [`packet`]: prompt; they never take the configuration lock.
 //! - [`meter`]: prompt as well; its writers take a lock of their own.
-//! - `ovs_ct_limit` exists, as a client expects, and refuses everything for now.
+//! - [`ct_limit`]: prompt; limits are the tracker's.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Request};
 use crate::daemon::Daemon;
 use crate::executor::Executor;
 
+pub mod ct_limit;
 pub mod datapath;
 pub mod flow;
 pub mod meter;
@@ -51,8 +52,7 @@ impl Handler for Server {
             Family::Flow => flow::handle(&self.daemon, request, answer),
             Family::Packet => packet::execute(&self.daemon, request),
             Family::Meter => meter::handle(&self.daemon, request, answer),
-            // No limits: clients take EOPNOTSUPP as a plain "no".
-            Family::CtLimit => Err(Errno::EOPNOTSUPP.into()),
+            Family::CtLimit => ct_limit::handle(&self.daemon, request, answer),
         }
     }
 

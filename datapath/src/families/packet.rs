@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use ::flow::extract::{self, ConntrackMetadata, Metadata, PacketType};
+use ::flow::key::Key;
 use frame::Frame;
 use netlink::attr::Table;
 use netlink::{Errno, Failure, Request};
@@ -51,7 +52,7 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
             _ => PacketType::Ethernet,
         },
         tunnel: (known.tunnel.family != 0).then(|| Box::new(known.tunnel)),
-        ct: (known.ct_state != 0).then(|| {
+        ct: has_conntrack(&known).then(|| {
             Box::new(ConntrackMetadata {
                 state: known.ct_state,
                 zone: known.ct_zone,
@@ -87,4 +88,15 @@ pub(super) fn execute(daemon: &Arc<Daemon>, request: &Request<'_>) -> Result<(),
         executor.flush(&batch);
         Ok(())
     })
+}
+
+/// Whether the key tells anything of a connection.
+fn has_conntrack(key: &Key) -> bool {
+    key.ct_state != 0
+        || key.ct_zone != 0
+        || key.ct_mark != 0
+        || key.ct_labels != [0; 16]
+        || key.ct_orig_proto != 0
+        || key.ct_orig_src != [0; 16]
+        || key.ct_orig_dst != [0; 16]
 }

@@ -100,31 +100,6 @@ const fn case(group: &'static str, name: &'static str, how: How, reason: &'stati
 
 /// In these cases.
 pub const CASES: &[Case] = &[
-    case(
-        "flow_actions",
-        "ct-*",
-        How::Refused(libc::EINVAL),
-        NO_TRACKER,
-    ),
-    case(
-        "flow_actions",
-        "ipv4-after-ct@tcp4",
-        How::Refused(libc::EINVAL),
-        NO_TRACKER,
-    ),
-    case("flow_keys", "ct*", How::Refused(libc::EINVAL), NO_TRACKER),
-    case(
-        "flow_key_bad",
-        "bad/ct-state-ff",
-        How::Refused(libc::EINVAL),
-        NO_TRACKER,
-    ),
-    case(
-        "flow_key_bad",
-        "bad/ct-state-ff.get",
-        How::LeftOut,
-        NO_TRACKER,
-    ),
     case("meter", "set-id-1024", How::Succeeds, SPARSE),
     case("meter", "set-id-big", How::Succeeds, SPARSE),
     case("sem_upcall", "dp-stats-*", How::Attributes(COUNTS), UNSEEN),
@@ -149,25 +124,11 @@ pub const CASES: &[Case] = &[
         How::LeftOut,
         "about a socket buffer; netlink/tests/upcalls.rs has our queues' bounds",
     ),
-    case("sem_misc", "trunc-ct", How::Answers, NO_TRACKER),
     case("sem_misc", "hash-*", How::Attributes(DP_HASH), SEEDED),
     case("packet", "hash-dphash", How::Attributes(DP_HASH), SEEDED),
-    case("packet", "ct-*", How::Refused(libc::EINVAL), NO_TRACKER),
-    case(
-        "packet",
-        "mru-out-small",
-        How::Answers,
-        "nothing is fragmented anew yet: that comes with connection tracking",
-    ),
     case("packet", "egress-tun-noroute", How::LeftOut, NO_TUNNELS),
     case("sem_misc", "user-egress-vxlan", How::LeftOut, NO_TUNNELS),
     case("packet", "egress-tun", How::LeftOut, NO_TUNNELS),
-    case(
-        "dp",
-        "unpriv-ctl-get",
-        How::Errno(libc::EOPNOTSUPP),
-        "there are no limits without connection tracking",
-    ),
     case(
         "flow_action_bad",
         "unk-24@tcp4",
@@ -192,8 +153,6 @@ const SPARSE: &str =
     "the module's table has 1024 places at first, which two ids may claim; ours has as many as ids";
 const SEEDED: &str = "the hash action's hash has a random seed";
 const NO_TUNNELS: &str = "there are no tunnel ports yet";
-const NO_TRACKER: &str = "there is no connection tracking yet: refused, as without nf_conntrack";
-
 /// The line of [`CASES`] for a case.
 pub fn of(group: &str, name: &str) -> Option<&'static Case> {
     let fits = |pattern: &str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
