@@ -306,7 +306,7 @@ fn parse(packet: &Packet, zone: u16) -> Option<Fragment> {
         next,
     };
     let length = fragment.payload.len();
-    let odd = more && length % 8 != 0;
+    let odd = more && !length.is_multiple_of(8);
     let empty = length == 0 && (more || start != 0);
     (!odd && !empty && start + length <= LONGEST).then_some(fragment)
 }
