@@ -4,10 +4,6 @@
 //! An entry is a hint: the subtable it names is searched first, and what is found there matches, since
 //! any match is right. So nothing needs to be told to executors when masks come, go or change places.
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use crate::table::Subtable;
-
 /// Most entries that a mask cache can have (the protocol's `MASKS_CACHE_SIZE` is at most this here).
 pub const MASK_CACHE_MAX: u32 = 4096;
 /// Entries of a mask cache unless set otherwise, as in the kernel module.
@@ -53,14 +49,15 @@ impl MaskCache {
         Self::default()
     }
 
-    /// A packet matched in this subtable.
+    /// A packet matched: is it one that is to be counted as its mask's use?
     #[inline]
-    pub(crate) fn sample(&mut self, subtable: &Subtable) {
+    pub(crate) fn is_sample(&mut self) -> bool {
         self.tick += 1;
-        if self.tick == Self::SAMPLE {
+        let is = self.tick == Self::SAMPLE;
+        if is {
             self.tick = 0;
-            subtable.used.fetch_add(1, Relaxed);
         }
+        is
     }
 
     /// Make the cache have `size` entries, which is 0 or a power of two.

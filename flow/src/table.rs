@@ -15,8 +15,13 @@
 //! # Structure
 //! Flows lie in numbered slots that don't move (`slots`); two kinds of hash index name them by
 //! number: one over all ids, and one for each mask (a subtable), searched with the packet's key under
-//! that mask. Which masks are worth searching for a packet a tree tells (`tree`). A flush puts a new, empty set of all this in place at once (`Contents`).
+//! that mask. Which masks are worth searching for a packet a tree tells (`tree`, `masks`). A flush puts
+//! a new, empty set of all this in place at once (`Contents`).
+//!
+//! Each change does a bounded amount of work, however many flows and masks there are: what grows does so
+//! little by little, with each change that follows, or by [`FlowTable::maintain`] when none does.
 
+use std::cmp::Reverse;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -32,16 +37,16 @@ pub use reclaim::Reclaimer;
 pub use writer::{InsertError, Writer};
 
 use index::Index;
+use masks::Masks;
 use protected::{Protected, Root};
 use seed::Seed;
 use slots::Slots;
 use subtable::Row;
-pub(crate) use subtable::Subtable;
-use tree::Node;
-use writer::Masks;
+use tree::Forest;
 
 mod dump;
 mod index;
+mod masks;
 pub mod oracle;
 pub(crate) mod protected;
 mod reclaim;
@@ -58,10 +63,10 @@ struct Contents {
     /// By [`FlowId`].
     ids: Index,
     /// All masks.
-    subtables: Protected<Row>,
+    subtables: Row,
     /// Which of them a packet can match, and those that aren't in the tree.
-    tree: Protected<Node>,
-    wide: Protected<Node>,
+    forest: Protected<Forest>,
+    wide: Protected<Row>,
 }
 
 impl Contents {
@@ -69,9 +74,9 @@ impl Contents {
         Arc::new(Self {
             slots: Arc::new(Slots::new()),
             ids: Index::new(),
-            subtables: Protected::new(Row::new(std::iter::empty::<Arc<Subtable>>())),
-            tree: Protected::new(Node::empty()),
-            wide: Protected::new(Node::empty()),
+            subtables: Row::new(),
+            forest: Protected::new(Forest::new()),
+            wide: Protected::new(Arc::new(Row::new())),
         })
     }
 
@@ -96,16 +101,20 @@ impl Contents {
         )
     }
 
-    /// Search the masks that the key can match: the flow and its subtable, and how many were looked at.
+    /// Search the masks that the key can match: the flow and its mask's place, and how many were
+    /// looked at.
     #[inline]
-    fn search(&self, seed: &Seed, key: &Key) -> (Option<(&Subtable, &Flow)>, u64) {
+    fn search(&self, seed: &Seed, key: &Key) -> (Option<(u32, &Flow)>, u64) {
         let mut looked_at = 0;
-        for subtables in [&self.tree, &self.wide] {
-            for subtable in subtables.load().leaf(key) {
-                looked_at += 1;
-                if let Some(flow) = subtable.find(&self.slots, seed, key) {
-                    return (Some((subtable, flow)), looked_at);
-                }
+        let forest = self.forest.load();
+        let found = forest.find(&self.slots, seed, key, &mut looked_at);
+        if found.is_some() {
+            return (found, looked_at);
+        }
+        for subtable in self.wide.load().iter() {
+            looked_at += 1;
+            if let Some(flow) = subtable.find(&self.slots, seed, key) {
+                return (Some((subtable.place, flow)), looked_at);
             }
         }
         (None, looked_at)
@@ -114,9 +123,18 @@ impl Contents {
     /// Search all masks in turn.
     fn scan(&self, seed: &Seed, key: &Key) -> Option<&Flow> {
         self.subtables
-            .load()
             .iter()
             .find_map(|subtable| subtable.find(&self.slots, seed, key))
+    }
+
+    /// A packet matched a flow of the mask at this place.
+    #[inline]
+    fn sample(&self, cache: &mut MaskCache, place: u32) {
+        if cache.is_sample()
+            && let Some(subtable) = self.subtables.get(place)
+        {
+            subtable.count();
+        }
     }
 }
 
@@ -278,23 +296,23 @@ impl FlowTable {
             (hash ^ key.recirc_id.wrapping_mul(0x9e37_79b1)).max(1)
         };
         if let Some(place) = cache.get(hash)
-            && let Some(subtable) = contents.subtables.load().get(place)
+            && let Some(subtable) = contents.subtables.get(place)
         {
             counters.mask_hit += 1;
             if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
                 counters.hit += 1;
                 counters.cache_hit += 1;
-                cache.sample(subtable);
+                contents.sample(cache, place);
                 return Some(flow);
             }
         }
         let (found, looked_at) = contents.search(&self.seed, key);
         counters.mask_hit += looked_at;
         match found {
-            Some((subtable, flow)) => {
+            Some((place, flow)) => {
                 counters.hit += 1;
-                cache.put(hash, subtable.place());
-                cache.sample(subtable);
+                cache.put(hash, place);
+                contents.sample(cache, place);
                 Some(flow)
             }
             None => {
@@ -342,6 +360,32 @@ impl FlowTable {
             flow: Flow::new(new, hash),
             id_hash,
             mask_hash,
+        }
+    }
+
+    /// Finish, in small steps, what changes have begun; and put the masks that every packet searches
+    /// in the order of their use. For a thread that has time, now and then: at most one at a time, not
+    /// pinned. Between two steps, `pause` is called with the mutex free.
+    ///
+    /// # Panics
+    /// As [`FlowTable::write`].
+    pub fn maintain(&self, handle: &LocalHandle, mut pause: impl FnMut()) {
+        while self.write(handle).advance() {
+            pause();
+        }
+        let changes = self.write(handle).wide_changes();
+        let guard = handle.pin();
+        let mut wide: Vec<_> = self.contents(&guard).wide.load().share().collect();
+        if wide.len() > 1 {
+            wide.sort_by_cached_key(|subtable| Reverse(subtable.used()));
+            let row = Row::new();
+            for (place, subtable) in (0..).zip(wide) {
+                subtable.age();
+                // Nothing was there.
+                drop(row.put(place, subtable));
+            }
+            drop(guard);
+            self.write(handle).put_wide(changes, row);
         }
     }
 

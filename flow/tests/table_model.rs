@@ -207,7 +207,7 @@ fn run(ops: &[Op], seed: u64) {
                     dump.throughout.clear();
                 }
             }
-            Op::Rebalance => table.write(&handle).rebalance(),
+            Op::Rebalance => table.maintain(&handle, || ()),
             Op::CacheSize(size) => table.set_masks_cache_size(size).expect("legal"),
             Op::Reap => drop(reclaimer.reap(&handle)),
         }
@@ -341,34 +341,6 @@ fn a_mask_cache_hit_looks_at_one_mask() {
     assert_eq!(counters.cache_hit, before);
     assert!(table.set_masks_cache_size(3).is_err());
     assert!(table.set_masks_cache_size(8192).is_err());
-}
-
-#[test]
-fn rebalancing_puts_the_masks_in_use_first() {
-    let (reclaimer, table) = table(4);
-    let handle = reclaimer.register();
-    table.set_masks_cache_size(0).expect("legal");
-    // Two masks always share a leaf of the tree, in the order in which they came.
-    for (id, m) in [(1, 1), (2, 3)] {
-        let new = table_common::new_flow(id, &key(id), &mask(m));
-        table
-            .write(&handle)
-            .insert(table.prepare(new))
-            .expect("different masks");
-    }
-    let mut cache = MaskCache::new();
-    let mut looked_at = |packet: u32, times: u64| {
-        let guard = handle.pin();
-        let mut counters = LookupCounters::default();
-        for _ in 0..times {
-            let found = table.lookup(&key(packet), 1, &guard, &mut cache, &mut counters);
-            assert_eq!(found.map(table_common::number), Some(packet));
-        }
-        counters.mask_hit / times
-    };
-    assert_eq!((looked_at(1, 1), looked_at(2, 500)), (1, 2));
-    table.write(&handle).rebalance();
-    assert_eq!((looked_at(1, 1), looked_at(2, 500)), (2, 1));
 }
 
 #[test]

@@ -174,9 +174,11 @@ fn run(writers: Writers, time: Duration) -> Faults {
                     None => {}
                 }
             }
+            drop(writer);
             if random.random_bool(0.05) {
-                writer.rebalance();
+                table.maintain(&handle, std::thread::yield_now);
             }
+            let writer = table.write(&handle);
             if writers == Writers::Broken {
                 let id = random.random_range(0..FIXED);
                 let prepared = table.prepare(new_flow(id, &key_of(id), &mask_of(id)));

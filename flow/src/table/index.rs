@@ -238,7 +238,8 @@ impl Index {
         }
         let len = self.len.load(Relaxed).saturating_sub(1);
         self.len.store(len, Relaxed);
-        self.copy_some(1, &hash_of, garbage);
+        // Two, since a shrunk array may soon shrink again: after fewer removals than there are buckets.
+        self.copy_some(2, &hash_of, garbage);
         let buckets = self.current.load().buckets.len();
         if buckets >= 8 && len < buckets * FULL / 8 {
             self.resize(buckets / 4, &hash_of, garbage);

@@ -45,8 +45,8 @@ impl<T: Send + Sync + 'static> Protected<T> {
     /// Another owner of the target.
     pub(crate) fn share(&self) -> Arc<T> {
         let to = self.to.load(Acquire);
-        // SAFETY: from Arc::into_raw; the pointer's own count keeps the target alive while we add one
-        // (only the table's writer calls this, so nobody replaces it meanwhile).
+        // SAFETY: from Arc::into_raw. Not dropped before the pin ends under which `self` was reached,
+        // whoever replaces it meanwhile, so there is a count while we add one.
         unsafe {
             Arc::increment_strong_count(to);
             Arc::from_raw(to)
@@ -89,7 +89,17 @@ impl<T: Send + Sync + 'static> ProtectedOption<T> {
         unsafe { self.to.load(Acquire).as_ref() }
     }
 
-    /// Fill an empty place.
+    /// Another owner of the target, if there is one.
+    pub(crate) fn share(&self) -> Option<Arc<T>> {
+        let to = self.to.load(Acquire);
+        // SAFETY: as for Protected, if it isn't null.
+        (!to.is_null()).then(|| unsafe {
+            Arc::increment_strong_count(to);
+            Arc::from_raw(to)
+        })
+    }
+
+    /// Put another target, or none, in place. The old one goes to the reclaimer.
     pub(crate) fn replace(&self, by: Option<Arc<T>>) -> Option<Garbage> {
         let by = by.map_or(ptr::null_mut(), |to| Arc::into_raw(to).cast_mut());
         let old = self.to.swap(by, AcqRel);
@@ -102,6 +112,86 @@ impl<T> Drop for ProtectedOption<T> {
     fn drop(&mut self) {
         let old = *self.to.get_mut();
         if !old.is_null() {
+            // SAFETY: as in `replace`; nobody else can reach the pointer any more.
+            drop(unsafe { Arc::from_raw(old) });
+        }
+    }
+}
+
+/// One or the other.
+pub(crate) enum Either<P> {
+    To(P),
+    /// Any 63 bits.
+    Number(u64),
+}
+
+/// A pointer to a shared `T`, or a number in its place: an odd address.
+pub(crate) struct Tagged<T> {
+    to: AtomicPtr<T>,
+    owns: PhantomData<Arc<T>>,
+}
+
+const _: () = assert!(usize::BITS == u64::BITS);
+
+impl<T: Send + Sync + 'static> Tagged<T> {
+    pub(crate) fn new(to: Either<Arc<T>>) -> Self {
+        Self {
+            to: AtomicPtr::new(Self::pack(to)),
+            owns: PhantomData,
+        }
+    }
+
+    fn pack(to: Either<Arc<T>>) -> *mut T {
+        const { assert!(align_of::<T>() > 1) };
+        match to {
+            Either::To(to) => Arc::into_raw(to).cast_mut(),
+            Either::Number(number) => ptr::without_provenance_mut((number << 1 | 1) as usize),
+        }
+    }
+
+    fn number(to: *mut T) -> Option<u64> {
+        let address = to.addr() as u64;
+        (address & 1 != 0).then_some(address >> 1)
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> Either<&T> {
+        let to = self.to.load(Acquire);
+        match Self::number(to) {
+            Some(number) => Either::Number(number),
+            // SAFETY: as for Protected: what isn't odd is from Arc::into_raw.
+            None => Either::To(unsafe { &*to }),
+        }
+    }
+
+    /// Another owner of the target.
+    pub(crate) fn share(&self) -> Either<Arc<T>> {
+        let to = self.to.load(Acquire);
+        match Self::number(to) {
+            Some(number) => Either::Number(number),
+            // SAFETY: as for Protected: what isn't odd is from Arc::into_raw, and has a count.
+            None => Either::To(unsafe {
+                Arc::increment_strong_count(to);
+                Arc::from_raw(to)
+            }),
+        }
+    }
+
+    /// Put something else in place. An old target goes to the reclaimer.
+    pub(crate) fn replace(&self, by: Either<Arc<T>>) -> Option<Garbage> {
+        let old = self.to.swap(Self::pack(by), AcqRel);
+        // SAFETY: what isn't odd is from Arc::into_raw; its count passes to this Arc.
+        let old = Self::number(old)
+            .is_none()
+            .then(|| unsafe { Arc::from_raw(old) });
+        old.map(Garbage::new)
+    }
+}
+
+impl<T> Drop for Tagged<T> {
+    fn drop(&mut self) {
+        let old = *self.to.get_mut();
+        if old.addr() & 1 == 0 {
             // SAFETY: as in `replace`; nobody else can reach the pointer any more.
             drop(unsafe { Arc::from_raw(old) });
         }

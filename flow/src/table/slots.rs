@@ -44,12 +44,40 @@ unsafe impl Zeroed for Slot {}
 // flow that nobody sees any more (`Vacated`); in between it is shared, and Flow is Sync.
 unsafe impl Sync for Slot {}
 
+/// Numbers of empty slots, in blocks: the list grows without being copied, while a writer may wait.
+#[derive(Default)]
+struct Free(Vec<Vec<u32>>);
+
+impl Free {
+    const BLOCK: usize = 1024;
+
+    fn push(&mut self, slot: u32) {
+        match self.0.last_mut() {
+            Some(block) if block.len() < Self::BLOCK => block.push(slot),
+            _ => {
+                let mut block = Vec::with_capacity(Self::BLOCK);
+                block.push(slot);
+                self.0.push(block);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        let block = self.0.last_mut()?;
+        let slot = block.pop();
+        if block.is_empty() {
+            self.0.pop();
+        }
+        slot
+    }
+}
+
 pub(crate) struct Slots {
     segments: [OnceLock<ZeroedSlice<Slot>>; SEGMENTS],
     /// One past the highest slot that was ever in use.
     high: AtomicU32,
     /// Slots below `high` that are empty. Held to take or give back a number, nothing else.
-    free: Mutex<Vec<u32>>,
+    free: Mutex<Free>,
 }
 
 impl Slots {
@@ -57,7 +85,7 @@ impl Slots {
         Self {
             segments: [const { OnceLock::new() }; SEGMENTS],
             high: AtomicU32::new(0),
-            free: Mutex::new(Vec::new()),
+            free: Mutex::new(Free::default()),
         }
     }
 

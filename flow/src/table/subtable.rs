@@ -1,12 +1,11 @@
-//! Flows that share a mask, and the row of all subtables as packets search it.
+//! Flows that share a mask, and rows of such subtables.
 //!
-//! The row is ordered by use. A mask's subtable keeps its place until it goes, which leaves a hole, or
-//! until the row is built anew (grown, compacted or sorted). A reader who walks the old row finds there
-//! all that was in it.
+//! A subtable keeps its place in a row as long as it is there; the hole that it leaves is filled by one
+//! that comes later. So a row never moves what is in it, and grows without a copy.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_utils::CachePadded;
 
@@ -22,18 +21,19 @@ use crate::mask::Mask;
 pub(crate) struct Subtable {
     pub(crate) mask: Arc<Mask>,
     pub(crate) index: Index,
-    /// Where it stands in the row; a hint to readers.
-    pub(crate) place: AtomicU32,
+    /// Where it stands in the row of all subtables.
+    pub(crate) place: u32,
     /// Packets that matched, sampled. Executors write here, seldom; so not beside the mask.
-    pub(crate) used: CachePadded<AtomicU64>,
+    used: CachePadded<AtomicU64>,
 }
 
 impl Subtable {
-    pub(crate) fn new(mask: Arc<Mask>) -> Arc<Self> {
+    /// Without a flow yet. Its place is the caller's to keep.
+    pub(crate) fn new(mask: Arc<Mask>, place: u32) -> Arc<Self> {
         Arc::new(Self {
             mask,
             index: Index::new(),
-            place: AtomicU32::new(0),
+            place,
             used: CachePadded::default(),
         })
     }
@@ -43,10 +43,14 @@ impl Subtable {
         self.used.load(Relaxed)
     }
 
-    /// Where it stands in the row: what a mask cache remembers.
-    #[inline]
-    pub(crate) fn place(&self) -> u32 {
-        self.place.load(Relaxed)
+    /// A sampled packet matched.
+    pub(crate) fn count(&self) {
+        self.used.fetch_add(1, Relaxed);
+    }
+
+    /// What was used long ago counts less and less.
+    pub(crate) fn age(&self) {
+        self.used.fetch_sub(self.used() / 2, Relaxed);
     }
 
     /// The flow of this mask that matches.
@@ -60,58 +64,96 @@ impl Subtable {
     }
 }
 
-/// The row of subtables: places, some of them empty.
+/// Places of the first segment; each has twice those of the one before.
+const FIRST: u32 = 16;
+/// All together number every place that a `u32` can, but the last few.
+const SEGMENTS: usize = 28;
+
+type Segment = Box<[ProtectedOption<Subtable>]>;
+
+/// Places, some of them empty.
 pub(crate) struct Row {
-    places: Box<[ProtectedOption<Subtable>]>,
-    /// Places in use so far, holes included.
-    len: AtomicUsize,
+    segments: [OnceLock<Segment>; SEGMENTS],
+    /// Places that were ever in use.
+    len: AtomicU32,
 }
 
 impl Row {
-    /// A row of these, with room for as many more.
-    pub(crate) fn new(subtables: impl ExactSizeIterator<Item = Arc<Subtable>>) -> Arc<Self> {
-        let len = subtables.len();
-        let room = (len * 2).max(4);
-        let places = subtables
-            .map(Some)
-            .chain(std::iter::repeat(None))
-            .take(room)
-            .map(ProtectedOption::new);
-        Arc::new(Self {
-            places: places.collect(),
-            len: AtomicUsize::new(len),
-        })
+    pub(crate) fn new() -> Self {
+        Self {
+            segments: [const { OnceLock::new() }; SEGMENTS],
+            len: AtomicU32::new(0),
+        }
+    }
+
+    /// Segment, and place within.
+    #[inline]
+    const fn locate(place: u32) -> (usize, usize) {
+        let nth = place as u64 + FIRST as u64;
+        let segment = nth.ilog2() - FIRST.ilog2();
+        let at = nth - ((FIRST as u64) << segment);
+        (segment as usize, at as usize)
     }
 
     #[inline]
     pub(crate) fn get(&self, place: u32) -> Option<&Subtable> {
-        self.places.get(place as usize)?.load()
+        let (segment, at) = Self::locate(place);
+        self.segments.get(segment)?.get()?.get(at)?.load()
     }
 
     #[inline]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Subtable> {
-        self.places
-            .iter()
-            .take(self.len.load(Acquire))
-            .filter_map(ProtectedOption::load)
+        self.places().filter_map(ProtectedOption::load)
     }
 
-    /// For the writer: the place where it now stands. None if there is no room.
-    pub(crate) fn push(&self, subtable: &Arc<Subtable>) -> Option<u32> {
-        let place = self.len.load(Relaxed);
-        // The place was empty since the row was built, so nothing comes out.
-        let none = self.places.get(place)?.replace(Some(Arc::clone(subtable)));
-        debug_assert!(none.is_none());
-        self.len.store(place + 1, Release);
-        u32::try_from(place).ok()
+    /// Others own what this yields.
+    pub(crate) fn share(&self) -> impl Iterator<Item = Arc<Subtable>> {
+        self.places().filter_map(ProtectedOption::share)
+    }
+
+    #[inline]
+    fn places(&self) -> impl Iterator<Item = &ProtectedOption<Subtable>> {
+        self.segments
+            .iter()
+            .map_while(OnceLock::get)
+            .flatten()
+            .take(self.len() as usize)
+    }
+
+    /// Places that were ever in use.
+    #[inline]
+    pub(crate) fn len(&self) -> u32 {
+        self.len.load(Acquire)
+    }
+
+    /// For the writer: fill a place that is empty, be it the one after the last.
+    pub(crate) fn put(&self, place: u32, subtable: Arc<Subtable>) -> Option<Garbage> {
+        let (segment, at) = Self::locate(place);
+        let places = self.segments.get(segment)?.get_or_init(|| {
+            (0..(FIRST as usize) << segment)
+                .map(|_| ProtectedOption::new(None))
+                .collect()
+        });
+        let before = places.get(at)?.replace(Some(subtable));
+        if place >= self.len.load(Relaxed) {
+            self.len.store(place + 1, Release);
+        }
+        before
     }
 
     /// For the writer: leave a hole.
     pub(crate) fn clear(&self, place: u32) -> Option<Garbage> {
-        self.places.get(place as usize)?.replace(None)
+        let (segment, at) = Self::locate(place);
+        self.segments.get(segment)?.get()?.get(at)?.replace(None)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len.load(Relaxed)
+    /// For the writer: leave a hole where `subtable` is.
+    pub(crate) fn remove(&self, subtable: &Arc<Subtable>) -> Option<(u32, Garbage)> {
+        let is = |there: &Subtable| std::ptr::eq(there, Arc::as_ptr(subtable));
+        let at = self
+            .places()
+            .position(|place| place.load().is_some_and(is))?;
+        let place = u32::try_from(at).ok()?;
+        Some((place, self.clear(place)?))
     }
 }

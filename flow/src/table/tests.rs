@@ -49,10 +49,14 @@ fn shape(order: impl Iterator<Item = u32>) -> (f64, f64, usize) {
         table.write(&handle).insert(prepared).unwrap();
         keys.push(key);
     }
+    table.maintain(&handle, || ());
     let guard = handle.pin();
     let shapes: Vec<_> = keys
         .iter()
-        .map(|key| table.contents(&guard).tree.load().depth(key))
+        .map(|key| {
+            let forest = table.contents(&guard).forest.load();
+            forest.tree.depth(key)
+        })
         .collect();
     let mean = |of: fn(&(usize, usize)) -> usize| {
         shapes.iter().map(of).sum::<usize>() as f64 / shapes.len() as f64
@@ -75,6 +79,7 @@ fn a_key_passes_few_tests_however_many_masks_come_in_whatever_order() {
     for (name, order) in orders {
         let (tests, masks, deepest) = shape(order.into_iter());
         // The least is 10 tests: 2,048 masks, two in a leaf.
+        println!("{name}: {tests} tests, {masks} masks, {deepest} at most");
         assert!(tests < 13.0, "{name}: {tests} tests");
         assert!(masks < 2.5, "{name}: {masks} masks");
         assert!(deepest < 22, "{name}: {deepest} tests");
@@ -157,6 +162,97 @@ fn masks_are_found_however_they_lie_and_leave_nothing_behind() {
     assert_eq!((table.n_flows(), table.n_masks()), (0, 0));
     let guard = handle.pin();
     let contents = table.contents(&guard);
-    assert_eq!(contents.tree.load().depth(&Key::ZERO), (0, 0));
-    assert_eq!(contents.wide.load().depth(&Key::ZERO), (0, 0));
+    let forest = contents.forest.load();
+    assert_eq!(forest.tree.depth(&Key::ZERO), (0, 0));
+    assert_eq!(forest.previous.depth(&Key::ZERO), (0, 0));
+    assert_eq!(contents.wide.load().iter().count(), 0);
+}
+
+/// A key that has ones in this chunk and nowhere else.
+fn only(chunk: usize) -> Key {
+    let mut chunks = [[0u8; 8]; crate::mask::KEY_CHUNKS];
+    chunks[chunk] = [0xff; 8];
+    zerocopy::transmute!(chunks)
+}
+
+#[test]
+fn masks_that_no_test_divides_are_searched_in_the_order_of_their_use() {
+    const MASKS: usize = 40;
+    let reclaimer = Arc::new(Reclaimer::new());
+    let handle = reclaimer.register();
+    let table = FlowTable::new(TableConfig::new(1, 1), &reclaimer).unwrap();
+    table.set_masks_cache_size(0).unwrap();
+    // No two need the same bit, so that each packet could match all of them.
+    for n in 0..MASKS {
+        let ufid = Ufid::new(&[n as u8]);
+        let new = NewFlow::new(ufid, &only(n), &only(n), Arc::<ActionList>::default());
+        table.write(&handle).insert(table.prepare(new)).unwrap();
+    }
+    let mut cache = MaskCache::new();
+    let mut looked_at = |times: u64| {
+        let guard = handle.pin();
+        let mut counters = LookupCounters::default();
+        for _ in 0..times {
+            let last = only(MASKS - 1);
+            let found = table.lookup(&last, 0, &guard, &mut cache, &mut counters);
+            assert_eq!(
+                found.map(|flow| flow.ufid().unwrap().as_bytes()[0]),
+                Some(MASKS as u8 - 1)
+            );
+        }
+        counters.mask_hit / times
+    };
+    assert_eq!(looked_at(500), MASKS as u64);
+    let [flows, _, wide] = table.write(&handle).lying();
+    table.maintain(&handle, || ());
+    assert_eq!(looked_at(1), flows as u64 + 1);
+    assert_eq!(table.write(&handle).lying(), [flows, 0, wide]);
+}
+
+/// The most that one change had to look at, and all of them together.
+fn work(orders: &[u32], change: impl Fn(u32)) -> (u64, u64) {
+    let mut all = (0, 0);
+    for n in orders {
+        tree::WORK.set(0);
+        change(*n);
+        let work = tree::WORK.get();
+        all = (all.0.max(work), all.1 + work);
+    }
+    all
+}
+
+/// "An update takes microseconds": what one has to look at doesn't grow with the masks there are.
+#[test]
+fn no_change_has_much_to_do_however_many_masks_there_are() {
+    const MASKS: u32 = 4096;
+    let orders: [(&str, Vec<u32>); 3] = [
+        ("up", (0..MASKS).collect()),
+        ("down", (0..MASKS).rev().collect()),
+        ("mixed", (0..MASKS).map(|n| n * 1027 % MASKS).collect()),
+    ];
+    for (name, order) in orders {
+        let reclaimer = Arc::new(Reclaimer::new());
+        let handle = reclaimer.register();
+        let table = FlowTable::new(TableConfig::new(1, 1), &reclaimer).unwrap();
+        let id = |n: u32| Ufid::new(&n.to_be_bytes()).unwrap();
+        let (most, all) = work(&order, |n| {
+            let (key, mask) = explosion(n);
+            let new = NewFlow::new(Some(id(n)), &key, &mask, Arc::<ActionList>::default());
+            table.write(&handle).insert(table.prepare(new)).unwrap();
+        });
+        println!(
+            "{name}: insert {most} at most, {} each",
+            all / u64::from(MASKS)
+        );
+        assert!(most < 12_000, "{name}: {most}");
+        let (most, all) = work(&order, |n| {
+            let writer = table.write(&handle);
+            assert!(writer.remove(writer.find_ufid(&id(n)).unwrap()));
+        });
+        println!(
+            "{name}: remove {most} at most, {} each",
+            all / u64::from(MASKS)
+        );
+        assert!(most < 12_000, "{name}: {most}");
+    }
 }

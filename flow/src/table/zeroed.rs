@@ -1,10 +1,12 @@
 //! Big slices of zeros, straight from the system: their pages cost nothing until they are touched, so
-//! that a table grows without a pause.
+//! that a table grows without a pause. (What an allocator has used before it has to fill with zeros.)
 #![allow(unsafe_code)] // the allocation itself, and the promise that zeros are a value
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::Deref;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// All bytes zero is a value, which needs no drop.
 ///
@@ -14,6 +16,11 @@ pub(crate) unsafe trait Zeroed: Send + Sync {}
 
 // SAFETY: atomic integers and nothing else.
 unsafe impl Zeroed for super::index::Bucket {}
+
+/// Slices of more bytes than this are mapped, on pages of their own.
+const MAPPED: usize = 1 << 16;
+/// No more than a page's, so that what is mapped is aligned.
+const MOST_ALIGNED: usize = 4096;
 
 /// `len` times zero, at the alignment of `T`.
 pub(crate) struct ZeroedSlice<T> {
@@ -32,7 +39,7 @@ impl<T: Zeroed> ZeroedSlice<T> {
     /// Panics if `len` elements can't be addressed; aborts if memory is exhausted.
     pub(crate) fn new(len: usize) -> Self {
         const {
-            assert!(size_of::<T>() > 0);
+            assert!(size_of::<T>() > 0 && align_of::<T>() <= MOST_ALIGNED);
         }
         // Asked for with the allocator's natural alignment and aligned here: of memory with a greater
         // alignment the allocator writes all zeros itself, touching each page.
@@ -43,8 +50,16 @@ impl<T: Zeroed> ZeroedSlice<T> {
         let Some(layout) = layout else {
             unreachable!("more flows than memory has addresses")
         };
-        // SAFETY: the size isn't zero: the alignment at least.
-        let Some(allocation) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+        let allocation = if layout.size() > MAPPED {
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: new pages, anywhere; nobody else has them.
+            unsafe { mmap_anonymous(null_mut(), layout.size(), access, MapFlags::PRIVATE) }
+                .map_or(null_mut(), |start| start.cast())
+        } else {
+            // SAFETY: the size isn't zero: the alignment at least.
+            unsafe { alloc_zeroed(layout) }
+        };
+        let Some(allocation) = NonNull::new(allocation) else {
             handle_alloc_error(layout)
         };
         let skip = allocation.align_offset(align_of::<T>());
@@ -72,7 +87,14 @@ impl<T> Deref for ZeroedSlice<T> {
 
 impl<T> Drop for ZeroedSlice<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout. The elements need no drop.
-        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
+        if self.layout.size() > MAPPED {
+            let start = self.allocation.as_ptr().cast();
+            // SAFETY: mapped in `new` with this length. The elements need no drop.
+            let unmapped = unsafe { munmap(start, self.layout.size()) };
+            debug_assert!(unmapped.is_ok());
+        } else {
+            // SAFETY: allocated in `new` with this layout. The elements need no drop.
+            unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
+        }
     }
 }
