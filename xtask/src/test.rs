@@ -41,11 +41,16 @@ pub fn test(filter: &[String]) -> Result<()> {
     let words = words(filter)?;
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let tested = say::step("tests", || cargo::cargo(&words, &environment));
+    let fuzzed = match filter {
+        [] => say::step("fuzzing", || fuzz(&environment)),
+        _ => Ok(()),
+    };
     let left = Traces::now()?.beyond(&before);
     if !left.is_empty() {
         say::failure(&format!("left behind:\n  {}", left.join("\n  ")));
     }
     tested?;
+    fuzzed?;
     if !left.is_empty() {
         bail!("the tests left {} things behind", left.len());
     }
@@ -63,7 +68,7 @@ fn words(filter: &[String]) -> Result<Vec<String>> {
     let (programs, parts): (Vec<_>, Vec<_>) = filter.iter().partition(|f| is_program(f));
     let mut words = vec!["test".to_owned(), "--no-fail-fast".to_owned()];
     if programs.is_empty() {
-        words.push("--workspace".to_owned());
+        words.extend(["--workspace", "--exclude", "fuzz"].map(str::to_owned));
     } else {
         words.extend(["-p".to_owned(), "tests".to_owned()]);
         for program in programs {
@@ -73,6 +78,24 @@ fn words(filter: &[String]) -> Result<Vec<String>> {
     words.push("--".to_owned());
     words.extend(parts.into_iter().cloned());
     Ok(words)
+}
+
+/// The fuzzers: a million of each, of the seed that doesn't change, optimised and checked for overflow.
+fn fuzz(environment: &[(&str, &str)]) -> Result<()> {
+    let words = [
+        "test",
+        "--profile",
+        "fuzz",
+        "-p",
+        "fuzz",
+        "--",
+        "--nocapture",
+    ];
+    let mut environment = environment.to_vec();
+    if std::env::var_os("OVS_DPD_FUZZ").is_none() {
+        environment.push(("OVS_DPD_FUZZ", "1000000"));
+    }
+    cargo::cargo(&words, &environment)
 }
 
 /// What a test could leave behind on the machine.
