@@ -98,6 +98,11 @@ impl Tracker {
         policies.get(name).map(Arc::clone)
     }
 
+    /// How many sources have a mapping of their own.
+    pub fn mapped_sources(&self) -> usize {
+        self.sources.len()
+    }
+
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
         let Counters {

@@ -655,3 +655,6 @@ enum Reset {
     Doubtful,
     Invalid,
 }
+
+#[cfg(test)]
+mod model;
