@@ -215,3 +215,110 @@ fn a_destination_is_one_of_several() -> Result<()> {
         Ok(())
     })
 }
+
+/// FTP by Python's client, active and passive, through a translated source; the server's side may begin
+/// nothing but what was announced.
+#[test]
+fn ftp_transfers_pass_a_translated_source() -> Result<()> {
+    lab::test_ovs_dpd(|lab| {
+        lab.bridge("br0")?;
+        let a = lab.host_on("br0", "a", "10.1.1.1/24")?;
+        let b = lab.host_on("br0", "b", "10.1.1.2/24")?;
+        ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
+        b.namespace().ip([
+            "neigh",
+            "replace",
+            "10.1.1.240",
+            "lladdr",
+            &a.mac_text(),
+            "dev",
+            "eth0",
+        ])?;
+        rules(
+            lab,
+            &[
+                "table=0,priority=10,arp,actions=normal",
+                "table=0,priority=5,ip,actions=ct(table=1,zone=1,nat)",
+                "table=1,priority=9,in_port=1,ct_state=+trk+new-rel,tcp,tp_dst=2121,actions=ct(commit,zone=1,alg=ftp,nat(src=10.1.1.240)),2",
+                "table=1,priority=8,in_port=1,ct_state=+trk+new+rel,tcp,actions=ct(commit,zone=1,nat),2",
+                "table=1,priority=8,in_port=2,ct_state=+trk+new+rel,tcp,actions=ct(commit,zone=1,nat),1",
+                "table=1,priority=7,in_port=1,ct_state=+trk+est,ip,actions=2",
+                "table=1,priority=7,in_port=2,ct_state=+trk+est,ip,actions=1",
+            ],
+        )?;
+        let server = b.namespace().spawn(
+            ["python3", "-c", FTP_SERVER],
+            &lab.directory().join("ftp-server"),
+        )?;
+        for passive in ["True", "False"] {
+            let said = a.namespace().exec(["python3", "-c", FTP_CLIENT, passive])?;
+            ensure!(
+                said.contains("300000 bytes"),
+                "passive {passive}: {said} {}",
+                server.output()
+            );
+        }
+        drop(server);
+        Ok(())
+    })
+}
+
+/// Says `bytes` of what RETR gave. Active: the server sees another address than the client has.
+const FTP_CLIENT: &str = r#"
+import ftplib, sys, time
+for attempt in range(50):
+    try:
+        ftp = ftplib.FTP()
+        ftp.connect('10.1.1.2', 2121, timeout=10)
+        break
+    except ConnectionRefusedError:
+        time.sleep(.1)
+ftp.set_pasv(sys.argv[1] == 'True')
+ftp.login()
+got = []
+ftp.retrbinary('RETR x', got.append)
+print(sum(map(len, got)), 'bytes')
+ftp.quit()
+"#;
+
+/// As much of RFC 959 and RFC 2428 as that client speaks.
+const FTP_SERVER: &str = r#"
+import socket
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(('10.1.1.2', 2121))
+listener.listen(5)
+while True:
+    control, peer = listener.accept()
+    control.sendall(b'220 hello\r\n')
+    passive = active = None
+    for line in control.makefile():
+        word, _, rest = line.strip().partition(' ')
+        print(peer, line.strip(), flush=True)
+        if word == 'PORT':
+            n = rest.split(',')
+            active = ('.'.join(n[:4]), int(n[4]) * 256 + int(n[5]))
+            answer = '200 ok'
+        elif word == 'PASV':
+            passive = socket.socket()
+            passive.bind(('10.1.1.2', 0))
+            passive.listen(1)
+            port = passive.getsockname()[1]
+            answer = '227 Entering Passive Mode (10,1,1,2,%d,%d)' % (port // 256, port % 256)
+        elif word == 'RETR':
+            control.sendall(b'150 here it comes\r\n')
+            if passive:
+                data = passive.accept()[0]
+            else:
+                data = socket.create_connection(active, 10)
+            data.sendall(b'x' * 300000)
+            data.close()
+            answer = '226 done'
+        elif word == 'QUIT':
+            control.sendall(b'221 bye\r\n')
+            break
+        else:
+            answer = '230 ok'
+        control.sendall(answer.encode() + b'\r\n')
+    control.close()
+"#;

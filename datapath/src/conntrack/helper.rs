@@ -57,8 +57,9 @@ impl Helper {
 pub struct HelperState {
     /// Which one.
     pub helper: Helper,
-    /// By direction: where a line begins, as far as has been seen (sequence numbers as they came).
-    lines: [Option<u32>; 2],
+    /// By direction: where the last two lines begin, as far as has been seen (sequence numbers as they
+    /// came): the one before may be repeated.
+    lines: [[Option<u32>; 2]; 2],
     /// By direction: how later numbers are shifted.
     shifts: [Shift; 2],
 }
@@ -95,7 +96,7 @@ impl HelperState {
     pub fn new(helper: Helper) -> Self {
         Self {
             helper,
-            lines: [None; 2],
+            lines: [[None; 2]; 2],
             shifts: [Shift::default(); 2],
         }
     }
@@ -195,10 +196,13 @@ impl Tracker {
                     Some(state) => &mut state.lines,
                     None => return Ok(()),
                 };
-                let line = &mut lines[direction.index()];
-                let at_line = line.is_none_or(|line| line == seq);
-                if payload.last() == Some(&b'\n') {
-                    *line = Some(next);
+                let known = &mut lines[direction.index()];
+                let at_line = *known == [None; 2] || known.contains(&Some(seq));
+                if payload.last() == Some(&b'\n') && !known.contains(&Some(next)) {
+                    if *known == [None; 2] {
+                        known[1] = Some(seq);
+                    }
+                    *known = [known[1], Some(next)];
                 }
                 at_line
             };
