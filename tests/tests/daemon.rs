@@ -1,5 +1,6 @@
 //! The programs: what `ovs-dpd run`, `exec`, `status` and `purge` promise.
 
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -64,6 +65,32 @@ fn sigint_ends_it_like_sigterm() -> Result<()> {
             Ok(())
         })?;
         lab.nothing_left()
+    })
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_when_it_ends() -> Result<()> {
+    lab::test_bare(|lab| {
+        let address = lab.directory().join("notify.sock");
+        let systemd = UnixDatagram::bind(&address)?;
+        systemd.set_read_timeout(Some(wait::SOON))?;
+        let heard = || -> Result<String> {
+            let mut text = [0; 256];
+            let len = systemd.recv(&mut text).context("nothing was told")?;
+            Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+        };
+        let programs = lab.programs()?;
+        let run_dir = lab.directory().join("under-systemd").display().to_string();
+        let mut command = lab
+            .host()
+            .command([&programs.ovs_dpd(), "run", "--run-dir", &run_dir]);
+        command.env("NOTIFY_SOCKET", &address);
+        let mut daemon = Process::spawn(command, &lab.directory().join("under-systemd.out"))?;
+        ensure!(heard()?.contains("READY=1"));
+        let status = daemon.terminate(tests::daemon::Daemon::END)?;
+        ensure!(status.success(), "{status}");
+        ensure!(heard()?.contains("STOPPING=1"));
+        Ok(())
     })
 }
 
