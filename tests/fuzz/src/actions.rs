@@ -21,9 +21,11 @@ pub mod kind {
     pub const PUSH_MPLS: u16 = 9;
     pub const POP_MPLS: u16 = 10;
     pub const SET_MASKED: u16 = 11;
+    pub const CT: u16 = 12;
     pub const TRUNC: u16 = 13;
     pub const PUSH_ETH: u16 = 14;
     pub const POP_ETH: u16 = 15;
+    pub const CT_CLEAR: u16 = 16;
     pub const PUSH_NSH: u16 = 17;
     pub const POP_NSH: u16 = 18;
     pub const METER: u16 = 19;
@@ -203,7 +205,7 @@ fn unusual(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
         payload.extend_from_slice(&ethertype.to_be_bytes());
         payload
     };
-    match random.random_range(0..11) {
+    match random.random_range(0..14) {
         0 => {
             let mut payload = label(random);
             payload.extend_from_slice(&[0, 0]);
@@ -236,6 +238,25 @@ fn unusual(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
             put(bytes, kind::PUSH_NSH, &outer);
         }
         6 => put(bytes, kind::POP_NSH, &[]),
+        11 => put(bytes, kind::CT_CLEAR, &[]),
+        12 | 13 => {
+            let mut payload = Vec::new();
+            let mut writer = Writer::new(&mut payload);
+            if random.random() {
+                writer.flag(1);
+            }
+            writer.u16(2, random.random_range(0..3));
+            if random.random_ratio(1, 4) {
+                let nest = writer.begin(6);
+                if random.random() {
+                    writer.flag(if random.random() { 1 } else { 2 });
+                    writer.bytes(3, &[10, 0, 0, 9]).expect("short");
+                }
+                writer.end(nest).expect("short");
+            }
+            put(bytes, kind::CT, &payload);
+            recirculate(bytes, random, wish);
+        }
         7 => put(
             bytes,
             kind::METER,

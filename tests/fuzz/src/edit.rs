@@ -226,7 +226,7 @@ fn list_edit(list: &mut Vec<Attribute>, other: &[u8], random: &mut SmallRng) {
             let (inner, _) = parse(&list[at].payload);
             list.splice(at..=at, inner);
         }
-        7 | 8 | 9 => bytes(&mut list[at].payload, random),
+        7..=9 => bytes(&mut list[at].payload, random),
         10 => list[at].kind = random.random_range(0..34),
         11 => list[at].kind ^= if random.random() { 0x8000 } else { 0x4000 },
         12 => {

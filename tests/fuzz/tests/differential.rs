@@ -10,6 +10,7 @@
 //! What it can't see: order between nested lists (those that are put off come later, as in the module);
 //! lists beyond the limits of depth, and headers set behind three tags, which are counted and left out;
 //! what the slow one doesn't know.
+#![allow(clippy::expect_used, clippy::panic)]
 
 use datapath::codec;
 use datapath::drop_reason::DropReason;

@@ -1,4 +1,5 @@
 //! Memory: what flows took is given back, or used again.
+#![allow(clippy::expect_used, clippy::panic)]
 
 use fuzz::campaign::number;
 use fuzz::world::World;

@@ -11,6 +11,7 @@
 //! - when all is deleted nothing is left in the epoch.
 //!
 //! What it can't see: what sockets, threads and devices of a system do (see `sockets.rs`); time.
+#![allow(clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
 //! What the fuzzers found, each as a case of its own.
+#![allow(clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ impl Bed {
         let totals = datapath.totals();
         assert_eq!(
             totals.received + totals.executed + totals.copied,
-            totals.transmitted + totals.to_user + totals.dropped_total()
+            totals.transmitted + totals.to_user + totals.held + totals.dropped_total()
         );
         self.world.devices.take_sent()
     }
