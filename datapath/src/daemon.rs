@@ -94,6 +94,11 @@ const RELEASE_THREADS: usize = 16;
 /// How often connections are looked at whose time may have come.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How often flow tables are asked whether they have put something off, and how many steps of that are
+/// done in a row.
+const MAINTAIN_INTERVAL: Duration = Duration::from_secs(2);
+const MAINTAIN_STEPS: usize = 64;
+
 /// Connections looked at under a shard's lock at a time.
 const EXPIRE_BUDGET: usize = 64;
 
@@ -209,18 +214,33 @@ impl Daemon {
         self.reclaimer.retire(&handle.pin(), Box::new(()));
     }
 
-    /// Frees retired memory until `stop` says so. The reaper thread's life.
+    /// Frees retired memory until `stop` says so, and does what flow tables and connections have put off.
+    /// The reaper thread's life.
     pub fn reap(&self, stop: &dyn Fn() -> bool) {
         let handle = self.reclaimer.register();
         let mut next_look = Instant::now();
+        let mut next_maintenance = next_look + MAINTAIN_INTERVAL;
         while !stop() {
             if Instant::now() >= next_look {
                 let now = now_ns();
                 while !self.conntrack.expire(now, EXPIRE_BUDGET) && !stop() {}
                 next_look = Instant::now() + EXPIRE_INTERVAL;
             }
+            let mut tables_done = true;
+            if Instant::now() >= next_maintenance {
+                for datapath in self.datapaths().iter() {
+                    if let Some(table) = datapath.table.acquire(&handle) {
+                        tables_done &=
+                            !table.maintain(&handle, MAINTAIN_STEPS, std::thread::yield_now);
+                    }
+                }
+                if tables_done {
+                    next_maintenance = Instant::now() + MAINTAIN_INTERVAL;
+                }
+            }
             if self.reclaimer.pending() == 0 {
-                self.reclaimer.wait(Duration::from_millis(500));
+                let until = if tables_done { 500 } else { 1 };
+                self.reclaimer.wait(Duration::from_millis(until));
             } else if self.reclaimer.reap(&handle) == 0 {
                 // Somebody is still pinned: a batch lasts well under this.
                 std::thread::sleep(Duration::from_millis(1));

@@ -44,6 +44,7 @@ use slots::Slots;
 use subtable::Row;
 use tree::Forest;
 
+mod atomic;
 mod dump;
 mod index;
 mod masks;
@@ -363,20 +364,39 @@ impl FlowTable {
         }
     }
 
-    /// Finish, in small steps, what changes have begun; and put the masks that every packet searches
-    /// in the order of their use. For a thread that has time, now and then: at most one at a time, not
-    /// pinned. Between two steps, `pause` is called with the mutex free.
+    /// Go on with what changes have begun, for at most so many steps; when that is finished, put the
+    /// masks that every packet searches in the order of their use. True if there is more to do.
+    ///
+    /// For a thread that has time, now and then, also when nothing changes any more. A step holds the
+    /// mutex about as long as a change does; between two, `pause` is called without it.
     ///
     /// # Panics
     /// As [`FlowTable::write`].
-    pub fn maintain(&self, handle: &LocalHandle, mut pause: impl FnMut()) {
-        while self.write(handle).advance() {
+    pub fn maintain(&self, handle: &LocalHandle, steps: usize, mut pause: impl FnMut()) -> bool {
+        let nothing_to_do = {
+            let guard = handle.pin();
+            let contents = self.contents(&guard);
+            !contents.forest.load().is_taking_over() && contents.wide.load().len() < 2
+        };
+        if nothing_to_do {
+            return false;
+        }
+        for _ in 0..steps {
+            if !self.write(handle).advance() {
+                self.order_wide(handle);
+                return false;
+            }
             pause();
         }
+        true
+    }
+
+    /// The row is sorted beside the old one, then put in its place unless that has changed meanwhile.
+    fn order_wide(&self, handle: &LocalHandle) {
         let changes = self.write(handle).wide_changes();
-        let guard = handle.pin();
-        let mut wide: Vec<_> = self.contents(&guard).wide.load().share().collect();
-        if wide.len() > 1 {
+        let row = {
+            let guard = handle.pin();
+            let mut wide: Vec<_> = self.contents(&guard).wide.load().share().collect();
             wide.sort_by_cached_key(|subtable| Reverse(subtable.used()));
             let row = Row::new();
             for (place, subtable) in (0..).zip(wide) {
@@ -384,9 +404,9 @@ impl FlowTable {
                 // Nothing was there.
                 drop(row.put(place, subtable));
             }
-            drop(guard);
-            self.write(handle).put_wide(changes, row);
-        }
+            row
+        };
+        self.write(handle).put_wide(changes, row);
     }
 
     /// Begin a batch of changes: waits for the table's mutex.

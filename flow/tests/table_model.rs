@@ -29,7 +29,7 @@ enum Op {
     Overlap(u32),
     Dump(usize),
     Flush,
-    Rebalance,
+    Maintain,
     CacheSize(u32),
     Reap,
 }
@@ -52,10 +52,10 @@ fn op() -> impl Strategy<Value = Op> {
         30 => (key.clone(), 0..40u32).prop_map(|(key, hash)| Op::Lookup { key, hash }),
         5 => key.prop_map(Op::Overlap),
         10 => (0..20usize).prop_map(Op::Dump),
-        1 => Just(Op::Rebalance),
+        1 => Just(Op::Maintain),
         1 => (0..4u32).prop_map(|n| Op::CacheSize([0, 1, 16, 4096][n as usize])),
         2 => Just(Op::Reap),
-        1 => (0..8u32).prop_map(|n| if n == 0 { Op::Flush } else { Op::Rebalance }),
+        1 => (0..8u32).prop_map(|n| if n == 0 { Op::Flush } else { Op::Maintain }),
     ]
 }
 
@@ -207,7 +207,9 @@ fn run(ops: &[Op], seed: u64) {
                     dump.throughout.clear();
                 }
             }
-            Op::Rebalance => table.maintain(&handle, || ()),
+            Op::Maintain => {
+                table.maintain(&handle, 10, || ());
+            }
             Op::CacheSize(size) => table.set_masks_cache_size(size).expect("legal"),
             Op::Reap => drop(reclaimer.reap(&handle)),
         }

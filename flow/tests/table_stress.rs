@@ -176,7 +176,7 @@ fn run(writers: Writers, time: Duration) -> Faults {
             }
             drop(writer);
             if random.random_bool(0.05) {
-                table.maintain(&handle, std::thread::yield_now);
+                table.maintain(&handle, 10, std::thread::yield_now);
             }
             let writer = table.write(&handle);
             if writers == Writers::Broken {

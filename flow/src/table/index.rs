@@ -16,9 +16,8 @@
 //! - Writers hold the table's mutex; the writer's own counts are atomics only for being shared.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
+use super::atomic::{Acquire, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release};
 use super::protected::{Protected, ProtectedOption};
 use super::reclaim::Garbage;
 use super::zeroed::ZeroedSlice;
@@ -26,12 +25,13 @@ use super::zeroed::ZeroedSlice;
 /// Entries of a bucket.
 const ENTRIES: usize = 12;
 /// Entries that a bucket has on average when the table grows.
-const FULL: usize = 9;
+const FULL: usize = if cfg!(loom) { 1 } else { 9 };
 const LOW_BITS: u64 = 0x0101_0101_0101_0101;
 const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
 /// Tags of the entries from the ninth on are the low half of their word; the overflow count the other.
 const OVERFLOW: u64 = 1 << 32;
 
+#[derive(Default)]
 #[repr(C, align(64))]
 pub(super) struct Bucket {
     /// Tags of the first eight entries, then those of the last four and the overflow count.

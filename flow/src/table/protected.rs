@@ -14,11 +14,10 @@
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicPtr;
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use crossbeam_epoch::Guard;
 
+use super::atomic::{AcqRel, Acquire, AtomicPtr, Relaxed};
 use super::reclaim::Garbage;
 
 /// A pointer to a shared `T`, always there.
@@ -64,7 +63,7 @@ impl<T: Send + Sync + 'static> Protected<T> {
 impl<T> Drop for Protected<T> {
     fn drop(&mut self) {
         // SAFETY: as in `replace`; nobody else can reach the pointer any more.
-        drop(unsafe { Arc::from_raw(*self.to.get_mut()) });
+        drop(unsafe { Arc::from_raw(self.to.load(Relaxed)) });
     }
 }
 
@@ -110,7 +109,7 @@ impl<T: Send + Sync + 'static> ProtectedOption<T> {
 
 impl<T> Drop for ProtectedOption<T> {
     fn drop(&mut self) {
-        let old = *self.to.get_mut();
+        let old = self.to.load(Relaxed);
         if !old.is_null() {
             // SAFETY: as in `replace`; nobody else can reach the pointer any more.
             drop(unsafe { Arc::from_raw(old) });
@@ -190,7 +189,7 @@ impl<T: Send + Sync + 'static> Tagged<T> {
 
 impl<T> Drop for Tagged<T> {
     fn drop(&mut self) {
-        let old = *self.to.get_mut();
+        let old = self.to.load(Relaxed);
         if old.addr() & 1 == 0 {
             // SAFETY: as in `replace`; nobody else can reach the pointer any more.
             drop(unsafe { Arc::from_raw(old) });

@@ -106,6 +106,8 @@ impl Reclaimer {
         guard.defer(move || drop(expired.send(*garbage)));
         // Out of this thread's own bag: the thread may sleep for long.
         guard.flush();
+        // Through the lock: the reaper has seen it pending, or sleeps already.
+        drop(self.asleep.lock());
         self.retired.notify_one();
     }
 
@@ -140,10 +142,12 @@ impl Reclaimer {
         self.pending.load(Acquire)
     }
 
-    /// Sleep until something is retired, or for `at_most`. May return early. Call it unpinned.
+    /// Sleep until something is pending, or for `at_most`. May return early. Call it unpinned.
     pub fn wait(&self, at_most: Duration) {
         let asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.retired.wait_timeout(asleep, at_most));
+        if self.pending() == 0 {
+            drop(self.retired.wait_timeout(asleep, at_most));
+        }
     }
 }
 

@@ -10,18 +10,16 @@
 //! the flow only if it isn't zero. Taking out swaps the birth to zero, so that one caller wins.
 #![allow(unsafe_code)] // flows are written and dropped in place; see each argument
 
-use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Release, SharedCell};
 use super::zeroed::{Zeroed, ZeroedSlice};
 use crate::flow::Flow;
 
 /// Slots of the first segment; each segment has twice those of the one before.
-const FIRST: u32 = 64;
+const FIRST: u32 = if cfg!(loom) { 2 } else { 64 };
 /// All segments together number every slot below [`SLOTS_MAX`].
 const SEGMENTS: usize = 26;
 /// As many slots as there can be.
@@ -31,14 +29,23 @@ const SLOTS_MAX: u32 = u32::MAX - FIRST;
 struct Slot {
     /// 0: empty, or its flow is on its way out.
     birth: AtomicU64,
-    flow: UnsafeCell<MaybeUninit<Flow>>,
+    flow: SharedCell<MaybeUninit<Flow>>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            birth: AtomicU64::new(0),
+            flow: SharedCell::new(MaybeUninit::zeroed()),
+        }
+    }
 }
 
 // The layout that `flow` speaks of: two cache lines.
-const _: () = assert!(size_of::<Slot>() == 128);
+const _: () = assert!(size_of::<Slot>() == 128 || cfg!(loom));
 
-// SAFETY: zero is a birth of "empty", and an uninitialised flow may have any bytes. Slots needs the
-// drop of flows, and does it itself; Slot has none.
+// SAFETY: its default is zeros: a birth of "empty", and a flow that isn't there. Slots needs the drop of
+// flows, and does it itself; Slot has none.
 unsafe impl Zeroed for Slot {}
 // SAFETY: the cell is written only by the owner of an empty slot (`insert`) and by the one who drops a
 // flow that nobody sees any more (`Vacated`); in between it is shared, and Flow is Sync.
@@ -113,7 +120,8 @@ impl Slots {
         let birth = NonZeroU64::new(slot.birth.load(Acquire))?;
         // SAFETY: a birth was stored after the flow was written. The flow is dropped only by the
         // Vacated that `take` gives, which goes through the epoch under which `self` was reached.
-        Some((birth, unsafe { (*slot.flow.get()).assume_init_ref() }))
+        let flow = slot.flow.with(|flow| unsafe { (*flow).assume_init_ref() });
+        Some((birth, flow))
     }
 
     /// One past the highest slot that was ever in use.
@@ -146,7 +154,7 @@ impl Slots {
         flow.slot = number;
         // SAFETY: the slot is empty (fresh, or given back by a Vacated after its flow was dropped),
         // and its number is ours alone: taken from the list, or counted up, under the lock.
-        let flow = unsafe { (*slot.flow.get()).write(flow) };
+        let flow = slot.flow.with_mut(|to| unsafe { (*to).write(flow) });
         slot.birth.store(birth.get(), Release);
         Ok(flow)
     }
@@ -180,7 +188,8 @@ impl Drop for Slots {
             if slot.birth.load(Acquire) != 0 {
                 // SAFETY: there is a flow, and `&mut self` says that nobody else sees it. A slot whose
                 // flow is on its way out has birth 0; its Vacated drops it (and keeps us alive).
-                unsafe { (*slot.flow.get()).assume_init_drop() };
+                slot.flow
+                    .with_mut(|flow| unsafe { (*flow).assume_init_drop() });
             }
         }
     }
@@ -200,7 +209,8 @@ impl Drop for Vacated {
         };
         // SAFETY: `take` gave us alone the right to this flow, and its readers are gone: the reclaimer
         // drops us after their pins.
-        unsafe { (*slot.flow.get()).assume_init_drop() };
+        slot.flow
+            .with_mut(|flow| unsafe { (*flow).assume_init_drop() });
         self.slots
             .free
             .lock()

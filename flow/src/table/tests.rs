@@ -49,7 +49,7 @@ fn shape(order: impl Iterator<Item = u32>) -> (f64, f64, usize) {
         table.write(&handle).insert(prepared).unwrap();
         keys.push(key);
     }
-    table.maintain(&handle, || ());
+    table.maintain(&handle, usize::MAX, || ());
     let guard = handle.pin();
     let shapes: Vec<_> = keys
         .iter()
@@ -204,7 +204,7 @@ fn masks_that_no_test_divides_are_searched_in_the_order_of_their_use() {
     };
     assert_eq!(looked_at(500), MASKS as u64);
     let [flows, _, wide] = table.write(&handle).lying();
-    table.maintain(&handle, || ());
+    table.maintain(&handle, usize::MAX, || ());
     assert_eq!(looked_at(1), flows as u64 + 1);
     assert_eq!(table.write(&handle).lying(), [flows, 0, wide]);
 }

@@ -197,6 +197,11 @@ impl Forest {
         }
     }
 
+    /// Is there a previous tree?
+    pub(super) fn is_taking_over(&self) -> bool {
+        !matches!(self.previous.0.load(), Either::Number(NOTHING))
+    }
+
     /// For the writer: where a tree begins that takes over from this one.
     pub(super) fn successor(&self) -> Arc<Self> {
         Self::after(self.tree.0.share())

@@ -8,11 +8,11 @@ use std::ptr::{NonNull, null_mut};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// All bytes zero is a value, which needs no drop.
+/// All bytes zero is a value, the default one, which needs no drop.
 ///
 /// # Safety
 /// Just that.
-pub(crate) unsafe trait Zeroed: Send + Sync {}
+pub(crate) unsafe trait Zeroed: Default + Send + Sync {}
 
 // SAFETY: atomic integers and nothing else.
 unsafe impl Zeroed for super::index::Bucket {}
