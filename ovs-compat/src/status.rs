@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets};
+use datapath::conntrack::client::Statistics;
 use datapath::status::{DatapathStatus, PacketCounts, Status};
 
 use crate::rundir::RunDir;
@@ -57,10 +58,35 @@ fn show(status: &Status, terminal: bool) -> Result<String> {
             "no datapaths: ovs-vswitchd makes one when it starts under `ovs-dpd exec`"
         )?;
     }
+    show_conntrack(&mut text, &status.conntrack)?;
     for datapath in &status.datapaths {
         show_datapath(&mut text, datapath, terminal)?;
     }
     Ok(text)
+}
+
+/// Nothing while there has been no connection.
+fn show_conntrack(text: &mut String, of: &Statistics) -> Result<()> {
+    if of.inserted + of.invalid + of.limited + of.fragments_waiting == 0 {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "conntrack: {} connections, {} expected; {} made, {} expired, {} deleted; refused: clash {} limit {} full {}; \
+         evicted {}; invalid packets {}; reassembled {}",
+        of.connections,
+        of.expectations,
+        of.inserted,
+        of.expired,
+        of.deleted,
+        of.insert_failed.saturating_sub(of.clash_resolved + of.full),
+        of.limited,
+        of.full,
+        of.early_drop,
+        of.invalid,
+        of.reassembled,
+    )?;
+    Ok(())
 }
 
 fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -> Result<()> {

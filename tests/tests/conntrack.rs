@@ -322,3 +322,32 @@ while True:
         control.sendall(answer.encode() + b'\r\n')
     control.close()
 "#;
+
+/// A packet passes two zones, each with its mark and label, and is answered through both.
+#[test]
+fn zones_in_series_keep_marks_and_labels_of_their_own() -> Result<()> {
+    lab::test(|lab| {
+        lab.bridge("br0")?;
+        let a = lab.host_on("br0", "a", "10.1.1.1/24")?;
+        let b = lab.host_on("br0", "b", "10.1.1.2/24")?;
+        ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
+        rules(
+            lab,
+            &[
+                "table=0,priority=10,arp,actions=normal",
+                "table=0,priority=5,ip,actions=ct(table=1,zone=1)",
+                "table=1,ct_state=+trk+new,ip,actions=ct(commit,zone=1,exec(load:0x11->NXM_NX_CT_MARK[],load:0xa1->NXM_NX_CT_LABEL[])),ct(table=2,zone=2)",
+                "table=1,ct_state=+trk+est,ct_mark=0x11,ct_label=0xa1/0xff,ip,actions=ct(table=2,zone=2)",
+                "table=2,in_port=1,ct_zone=2,ct_state=+trk+new,ip,actions=ct(commit,zone=2,exec(load:0x22->NXM_NX_CT_MARK[0..7])),2",
+                "table=2,in_port=1,ct_zone=2,ct_state=+trk+est,ct_mark=0x22,ct_nw_dst=10.1.1.2,ct_nw_proto=6,tcp,actions=2",
+                "table=2,in_port=2,ct_zone=2,ct_state=+trk+est+rpl,ct_mark=0x22,ct_nw_dst=10.1.1.2,ct_nw_proto=6,tcp,actions=1",
+            ],
+        )?;
+        tcp::echo(
+            a.namespace(),
+            b.namespace(),
+            "10.1.1.2:7000".parse()?,
+            8 << 20,
+        )
+    })
+}

@@ -437,7 +437,8 @@ impl Tcp {
         let mut timeout = self.timeout(kind, new, timeouts);
         let mut sure = false;
         if !seen_reply {
-            if kind == Kind::Rst && old != State::None && direction == Direction::Reply {
+            if kind == Kind::Rst {
+                // Whoever resets what nobody has answered, or answers with a reset: there is nothing.
                 return Verdict::Forget;
             }
             if kind == Kind::Syn && old == State::SynSent {

@@ -1,0 +1,118 @@
+//! How fast connections are made and looked up, and what each costs in memory:
+//! `cargo run --release -p datapath --example conntrack [connections] [threads]`.
+//!
+//! Packets are made beforehand and carried through the tracker alone: no ports, no flow table.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::time::Instant;
+
+use datapath::conntrack::{Config, Tracker};
+use datapath::packet::Packet;
+use flow::action::Conntrack;
+use flow::extract::{Metadata, extract};
+use frame::Frame;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A UDP packet without a checksum, from one of many sources.
+fn bytes(number: u32, reply: bool) -> [u8; 60] {
+    let mut bytes = [0; 60];
+    bytes[12] = 8;
+    bytes[14] = 0x45;
+    bytes[17] = 46;
+    bytes[22] = 64;
+    bytes[23] = 17;
+    let client = (0x0a00_0000 + (number >> 4)).to_be_bytes();
+    let (src, dst) = if reply { (30, 26) } else { (26, 30) };
+    bytes[src..src + 4].copy_from_slice(&client);
+    bytes[dst..dst + 4].copy_from_slice(&[192, 0, 2, 1]);
+    let port = (1024 + (number & 15) as u16).to_be_bytes();
+    let (src, dst) = if reply { (36, 34) } else { (34, 36) };
+    bytes[src..src + 2].copy_from_slice(&port);
+    bytes[dst..dst + 2].copy_from_slice(&[0, 53]);
+    bytes[39] = 26;
+    bytes
+}
+
+fn packet(number: u32, reply: bool, packet: &mut Packet) {
+    let mut frame = std::mem::take(&mut packet.frame);
+    frame.reset();
+    let from = bytes(number, reply);
+    if frame.tailroom() < from.len() {
+        frame = Frame::with_space(2048);
+    }
+    frame.space_mut()[..from.len()].copy_from_slice(&from);
+    frame.set_len(from.len());
+    packet.renew(frame, 1);
+    packet.layers = extract(&mut packet.frame, &Metadata::default(), &mut packet.key).unwrap();
+}
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
+}
+
+fn main() {
+    let mut arguments = std::env::args()
+        .skip(1)
+        .map(|word| word.parse::<u32>().unwrap());
+    let connections = arguments.next().unwrap_or(1_000_000);
+    let threads = arguments.next().unwrap_or(1);
+    let config = Config {
+        // Shards fill unevenly.
+        max_connections: connections as usize * 11 / 10,
+        ..Config::new(1)
+    };
+    let tracker = Tracker::new(config, 0);
+    let before = resident();
+    let look = Conntrack {
+        zone: 1,
+        ..Conntrack::default()
+    };
+    let commit = Conntrack {
+        commit: true,
+        ..look.clone()
+    };
+    let run = |what: &Conntrack, reply: bool, passes: u32| {
+        let share = connections / threads;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let tracker = &tracker;
+                scope.spawn(move || {
+                    let mut one = Packet::default();
+                    for _ in 0..passes {
+                        for number in thread * share..(thread + 1) * share {
+                            packet(number, reply, &mut one);
+                            tracker.execute(&mut one, what, SECOND).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        f64::from(share * threads * passes) / began.elapsed().as_secs_f64()
+    };
+    let made = run(&commit, false, 1);
+    let bytes = (resident() - before) / u64::from(connections);
+    let answered = run(&look, true, 1);
+    let seen = run(&look, false, 2);
+    let held = tracker.table.len();
+    let began = Instant::now();
+    tracker.expire(30 * SECOND, usize::MAX);
+    let swept = began.elapsed();
+    println!("{held} connections of {connections}, {threads} threads");
+    println!("made:      {made:>12.0} a second");
+    println!("answers:   {answered:>12.0} packets a second");
+    println!("looked up: {seen:>12.0} packets a second");
+    println!("memory:    {bytes:>12} bytes a connection");
+    println!("a look at each: {swept:?}");
+}
