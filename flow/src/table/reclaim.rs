@@ -17,6 +17,10 @@ use crossbeam_epoch::{Collector, Guard, LocalHandle};
 
 use super::slots::Vacated;
 
+/// How often the reaper tries in vain. The epoch's own garbage queues with ours, a few at a time are
+/// taken, and there may be many of its own in a row.
+const PATIENCE: usize = 64;
+
 /// Something that readers may still see. To be handed to the reclaimer, never just dropped.
 #[must_use = "readers may still see it: it belongs to the reclaimer"]
 #[expect(dead_code, reason = "held to be dropped, never looked at")]
@@ -117,23 +121,21 @@ impl Reclaimer {
     /// advances when somebody asks.
     pub fn reap(&self, handle: &LocalHandle) -> usize {
         let queue = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut freed = 0;
-        loop {
+        let (mut freed, mut in_vain) = (0, 0);
+        while self.pending() != 0 && in_vain < PATIENCE {
             // Each advance needs a pin of its own; three see garbage through from retired to expired.
             for _ in 0..3 {
                 handle.pin().flush();
             }
-            let mut progress = false;
+            in_vain += 1;
             while let Ok(batch) = queue.try_recv() {
-                progress = true;
+                in_vain = 0;
                 freed += 1;
                 drop(batch);
                 self.pending.fetch_sub(1, Release);
             }
-            if !progress {
-                return freed;
-            }
         }
+        freed
     }
 
     /// Batches that were retired and aren't freed yet.
