@@ -28,7 +28,7 @@ const MANY_LEAVES: usize = 32;
 /// The flows of a mask in more places than this: what they have in common stands for them.
 const MANY_PLACES: usize = 64;
 /// Leaves that a change takes over from the old tree to the new.
-const STEP: usize = 3;
+const STEP: usize = 2;
 
 /// A mask in use.
 struct MaskEntry {

@@ -244,7 +244,7 @@ fn no_change_has_much_to_do_however_many_masks_there_are() {
             "{name}: insert {most} at most, {} each",
             all / u64::from(MASKS)
         );
-        assert!(most < 12_000, "{name}: {most}");
+        assert!(most < 6_000, "{name}: {most}");
         let (most, all) = work(&order, |n| {
             let writer = table.write(&handle);
             assert!(writer.remove(writer.find_ufid(&id(n)).unwrap()));
@@ -253,6 +253,6 @@ fn no_change_has_much_to_do_however_many_masks_there_are() {
             "{name}: remove {most} at most, {} each",
             all / u64::from(MASKS)
         );
-        assert!(most < 12_000, "{name}: {most}");
+        assert!(most < 6_000, "{name}: {most}");
     }
 }
