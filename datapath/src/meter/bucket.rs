@@ -15,7 +15,9 @@
 //! Time is counted in ticks of 2^-[`Bucket::shift`] nanoseconds: finer for high rates, so that the
 //! smallest packet costs hundreds of ticks at the highest rate, and coarser for low ones, so that the
 //! longest burst (2^32 kilobits at 1 kbit/s, 136 years) still fits. Ticks wrap around: differences
-//! count, and one that no burst can cause is taken for the past.
+//! count, and one that no burst can cause is taken for the past; unless it is one that an executor sees
+//! which read its clock a while ago (it was preempted in the middle of a batch): for that one the bucket
+//! is empty, since others have filled it from the time that it doesn't know of.
 //!
 //! # Synchronization
 //! The word stands for itself only: Relaxed. Taking is by compare-and-swap, which fails only where
@@ -28,6 +30,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const NS_A_THOUSANDTH: u64 = 1_000_000;
 /// Bits of the price after the point.
 const FRACTION: u32 = 32;
+/// An executor's clock is never older: a thread isn't kept from running for so long.
+const OLD_NS: u64 = 10_000_000_000;
 /// More thousandths than any frame costs: 8 bits a byte, 1 MiB.
 const LARGEST: u64 = 8 << 20;
 
@@ -40,8 +44,10 @@ pub struct Bucket {
     price: u64,
     /// Ticks that an empty bucket takes to fill.
     capacity: u64,
-    /// A difference beyond this lies in the past.
+    /// No burst causes a longer difference.
     longest: u64,
+    /// A difference beyond this lies in the past; one between `longest` and this is of an old clock.
+    old: u64,
     /// A nanosecond has 2^this ticks.
     shift: i32,
 }
@@ -55,11 +61,13 @@ impl Bucket {
         let price = (a_second / u128::from(rate.get())) as u64;
         let burst = if burst == 0 { rate.get() } else { burst };
         let capacity = ticks(u64::from(burst) * 1000, price);
+        let longest = capacity + ticks(LARGEST, price);
         Self {
             full_at: AtomicU64::new(0),
             price,
             capacity,
-            longest: capacity + ticks(LARGEST, price),
+            longest,
+            old: longest + shifted(OLD_NS, shift),
             shift,
         }
     }
@@ -68,16 +76,15 @@ impl Bucket {
     #[inline]
     #[must_use]
     pub fn take(&self, thousandths: u64, now_ns: u64) -> bool {
-        let now = if self.shift < 0 {
-            now_ns >> -self.shift
-        } else {
-            now_ns.wrapping_shl(self.shift as u32)
-        };
+        let now = shifted(now_ns, self.shift);
         let cost = ticks(thousandths.min(LARGEST), self.price);
         let mut full_at = self.full_at.load(Relaxed);
         loop {
             let mut lacking = full_at.wrapping_sub(now);
             if lacking > self.longest {
+                if lacking <= self.old {
+                    return false;
+                }
                 lacking = 0;
             }
             if lacking != 0 && lacking + cost > self.capacity {
@@ -92,6 +99,16 @@ impl Bucket {
                 Err(seen) => full_at = seen,
             }
         }
+    }
+}
+
+/// Nanoseconds in ticks of 2^-`shift`, wrapped around.
+#[inline]
+fn shifted(ns: u64, shift: i32) -> u64 {
+    if shift < 0 {
+        ns >> -shift
+    } else {
+        ns.wrapping_shl(shift as u32)
     }
 }
 
@@ -308,6 +325,18 @@ mod tests {
         }
         // The bucket had filled in the first second; then one second more.
         assert!((1098..=1101).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn an_executor_with_an_old_clock_gets_nothing_out_of_turn() {
+        // 0.1 ms of burst: a clock that is 20 ms old lies far behind the last packet's time.
+        let meter = bucket(1_000_000, 100);
+        let late = BEGIN + 20_000_000;
+        while meter.take(800, late) {}
+        assert!(!meter.take(800, BEGIN));
+        assert!(!meter.take(800, late));
+        // A pause is no old clock.
+        assert!(meter.take(800, late + 30 * SECOND));
     }
 
     /// Fails when `take` stores what it computed instead of comparing first, if there is a second
