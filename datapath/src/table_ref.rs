@@ -3,7 +3,7 @@
 //! | operation | configuration lock | pointer | reference | table mutex |
 //! |---|---|---|---|---|
 //! | lookup, upcall, GET, part of a dump, counts | no | [`TableCell::load`] under a pin | no | no |
-//! | flow NEW, SET, DEL, flush, mask rebalance | no | [`TableCell::acquire`] | yes | yes |
+//! | flow NEW, SET, DEL, flush, maintenance | no | [`TableCell::acquire`] | yes | yes |
 //! | DP_DEL | yes | [`TableCell::orphan`] | puts the datapath's own | no |
 //!
 //! A null pointer, or a table whose count has reached zero: there is no datapath any more (ENODEV). A
