@@ -109,15 +109,7 @@ fn a_source_is_translated_and_back() -> Result<()> {
         let b = lab.host_on("br0", "b", "10.1.1.2/24")?;
         ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
         // Nobody has the address that a is seen as: b is told who it is.
-        b.namespace().ip([
-            "neigh",
-            "replace",
-            "10.1.1.100",
-            "lladdr",
-            &a.mac_text(),
-            "dev",
-            "eth0",
-        ])?;
+        b.neighbour("10.1.1.100", &a)?;
         rules(
             lab,
             &[
@@ -154,15 +146,7 @@ fn a_destination_is_one_of_several() -> Result<()> {
         let c = lab.host_on("br0", "c", "10.1.1.3/24")?;
         ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
         // The service's address is answered for by either.
-        a.namespace().ip([
-            "neigh",
-            "replace",
-            "10.1.1.50",
-            "lladdr",
-            &b.mac_text(),
-            "dev",
-            "eth0",
-        ])?;
+        a.neighbour("10.1.1.50", &b)?;
         let bucket = |host: &str| {
             format!("bucket=weight=1,actions=ct(commit,zone=3,nat(dst={host}:7000),table=2)")
         };
@@ -225,15 +209,7 @@ fn ftp_transfers_pass_a_translated_source() -> Result<()> {
         let a = lab.host_on("br0", "a", "10.1.1.1/24")?;
         let b = lab.host_on("br0", "b", "10.1.1.2/24")?;
         ensure!(lab.ofport(a.port())? == 1, "the rules name port 1");
-        b.namespace().ip([
-            "neigh",
-            "replace",
-            "10.1.1.240",
-            "lladdr",
-            &a.mac_text(),
-            "dev",
-            "eth0",
-        ])?;
+        b.neighbour("10.1.1.240", &a)?;
         rules(
             lab,
             &[
