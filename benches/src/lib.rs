@@ -2,6 +2,7 @@
 //! gives ratios with their spread: absolute figures drift with the machine, ratios less.
 //!
 //! - [`report`]: samples, ratios, tables; JSON beside them.
+//! - [`plot`]: line charts as SVG, kept in `benches/plots`.
 //! - [`latency`]: times and their percentiles.
 //! - [`machine`]: what the figures were measured on.
 //! - [`bed`]: two endpoints and what forwards between them, ours or a peer.
@@ -17,6 +18,7 @@ pub mod cpu;
 pub mod floor;
 pub mod latency;
 pub mod machine;
+pub mod plot;
 pub mod report;
 pub mod sender;
 pub mod wire;
