@@ -88,8 +88,8 @@ pub struct Configuration<'d> {
 /// Threads besides the workers and the prompt threads that may carry packets.
 const OTHER_THREADS: usize = 2;
 
-/// How many threads close ports when a datapath goes.
-const RELEASE_THREADS: usize = 16;
+/// How many threads close ports when a datapath goes: they wait for the kernel, not for a processor.
+const RELEASE_THREADS: usize = 64;
 
 /// How often connections are looked at whose time may have come.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(250);
@@ -378,6 +378,13 @@ impl Configuration<'_> {
                 .add(&totals);
         }
         // The kernel waits for its readers at each device: many at once wait together.
+        let own: Vec<u32> = ports.iter().filter_map(|p| p.device.own_device()).collect();
+        if own.len() > 1
+            && let Err(error) = ::vport::link::delete_together(&own)
+        {
+            // Each goes when its port is dropped.
+            tracing::debug!("{error}; one by one");
+        }
         let share = ports.len().div_ceil(RELEASE_THREADS).max(1);
         let mut shares = Vec::new();
         let mut rest = ports;

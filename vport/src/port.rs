@@ -246,6 +246,12 @@ pub trait Port: Send + Sync {
     fn netnsid(&self) -> Option<i32> {
         None
     }
+
+    /// Index of the device that goes when this port is dropped, if it is in our own namespace: many
+    /// of them go together sooner ([`delete_together`](crate::link::delete_together)).
+    fn own_device(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// One receive queue of a port. Its descriptor becomes readable when there is something to receive,

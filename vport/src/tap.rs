@@ -251,6 +251,12 @@ impl Port for Tap {
         }
         link::netnsid_of(netns.as_fd()).ok()
     }
+
+    fn own_device(&self) -> Option<u32> {
+        // Elsewhere the index may be another's here.
+        let netns = tun::namespace(&self.shared.fd).ok()?;
+        (identity(&netns)? == self.shared.home?).then_some(self.shared.index)
+    }
 }
 
 impl Tap {

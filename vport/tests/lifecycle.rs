@@ -327,6 +327,34 @@ fn an_internal_port_that_is_moved_stays_a_port_and_tells_where_it_is() {
 }
 
 #[test]
+fn devices_of_our_own_go_together_and_one_that_moved_stays() {
+    let lab = Lab::new(1500);
+    lab.switch.ip("link add other type veth peer name rehto");
+    let left = lab.switch.run(|| {
+        let make = |n: u32| create_internal(&format!("int{n}"), &InternalOptions::default());
+        (0..8).map(|n| make(n).unwrap()).collect::<Vec<_>>()
+    });
+    lab.switch
+        .ip(&format!("link set int3 netns {}", lab.a.path()));
+    lab.switch.ip("link del int5");
+    let left = lab.switch.run(move || {
+        let own: Vec<u32> = left.iter().filter_map(|port| port.own_device()).collect();
+        assert_eq!(
+            own.len(),
+            6,
+            "all but the one that moved and the one that went"
+        );
+        vport::link::delete_together(&own).unwrap();
+        left
+    });
+    let links = lab.switch.ip("-br link");
+    assert!(!links.contains("int") && links.contains("other"), "{links}");
+    assert!(lab.a.ip("-br link").contains("int3"), "moved, not deleted");
+    drop(left);
+    assert!(!lab.a.ip("-br link").contains("int3"), "gone with its port");
+}
+
+#[test]
 fn what_nobody_reads_is_counted() {
     let lab = Lab::new(1500);
     let options = InternalOptions {

@@ -11,7 +11,8 @@ pub mod monitor;
 use rustix::io::Errno;
 
 pub use change::{
-    Veth, create_veth, delete, set_alias, set_mac, set_mtu, set_tx_queue_len, set_up,
+    Veth, create_veth, delete, delete_together, set_alias, set_mac, set_mtu, set_tx_queue_len,
+    set_up,
 };
 pub use monitor::{LinkEvent, LinkMonitor};
 
