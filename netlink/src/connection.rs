@@ -31,6 +31,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 use crate::fair::{FairQueue, Full};
 use crate::handler::Outgoing;
 use crate::hub::{Delivery, UpcallError};
+use crate::service::Protocol;
 use crate::session::Peer;
 use crate::sys::{self, Credentials};
 use crate::transport;
@@ -57,6 +58,7 @@ pub(crate) struct Connection {
     pub(crate) port_id: u32,
     pub(crate) credentials: Credentials,
     pub(crate) privileged: bool,
+    pub(crate) protocol: Protocol,
     fd: OwnedFd,
     /// The epoll set of its prompt thread.
     poll: Arc<OwnedFd>,
@@ -134,6 +136,7 @@ impl Connection {
         poll: Arc<OwnedFd>,
         credentials: Credentials,
         privileged: bool,
+        protocol: Protocol,
     ) -> Self {
         let limit = if privileged {
             PRIVILEGED_LIMIT
@@ -144,6 +147,7 @@ impl Connection {
             port_id,
             credentials,
             privileged,
+            protocol,
             fd,
             poll,
             options: AtomicU32::new(0),
@@ -214,6 +218,7 @@ impl Connection {
             privileged: self.privileged,
             options: self.options(),
             groups: self.groups(),
+            protocol: self.protocol,
         }
     }
 

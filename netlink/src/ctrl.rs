@@ -163,7 +163,7 @@ fn policies(family: Family, attrs: &[u8], header: Header) -> Result<Vec<Vec<u8>>
     for op in family
         .ops()
         .iter()
-        .filter(|op| only.is_none_or(|id| id == op.command.into()))
+        .filter(|op| only.is_none_or(|id| id == u32::from(op.command)))
     {
         messages.push(message(header, GET_POLICY, |writer| {
             writer.u16(attr::FAMILY_ID, family.id());

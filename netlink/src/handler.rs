@@ -13,7 +13,8 @@ use crate::attr::Writer;
 use crate::errno::Errno;
 use crate::family::{Family, Group};
 use crate::hub::Hub;
-use crate::message::{self, Failure, Request, flags};
+use crate::message::{self, Failure, Header, Request, flags};
+use crate::service::{self, Protocol, Service};
 
 /// Where a request runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Called on a thread of the server each time before it sleeps.
     fn before_sleep(&self);
+
+    /// Who answers another protocol than generic netlink. None: clients that want to speak it are
+    /// refused, and so get the kernel.
+    fn service(&self, _protocol: Protocol) -> Option<&dyn Service> {
+        None
+    }
 }
 
 /// A running dump: a cursor, no snapshot that the reader's slowness would keep alive.
@@ -81,34 +88,47 @@ pub struct DumpPart<'b> {
     pub(crate) buffer: &'b mut Vec<u8>,
     /// Where in it this part begins.
     pub(crate) begin: usize,
-    pub(crate) family: Family,
     pub(crate) seq: u32,
     pub(crate) port_id: u32,
 }
 
 impl DumpPart<'_> {
-    /// Appends a message whose attributes `build` writes. `build` may run and its work be thrown
-    /// away: it has no effects.
+    /// Appends a message of `family` whose attributes `build` writes. `build` may run and its work be
+    /// thrown away: it has no effects.
     ///
     /// # Errors
     /// Those of `build`; the message is taken back.
     pub fn message(
         &mut self,
+        family: Family,
         command: u8,
         dp_ifindex: i32,
         build: impl FnOnce(&mut Writer<'_>) -> Result<(), Errno>,
     ) -> Result<Fit, Errno> {
-        let begun = message::begin(
-            self.buffer,
-            self.family,
-            command,
-            dp_ifindex,
-            flags::MULTI,
-            self.seq,
-            self.port_id,
-        );
-        let start = begun.start();
-        if let Err(errno) = build(&mut Writer::new(self.buffer)) {
+        let [a, b, c, d] = dp_ifindex.to_ne_bytes();
+        let fixed = [command, family.version(), 0, 0, a, b, c, d];
+        self.record(family.id(), &fixed, build)
+    }
+
+    /// The same for a message of any protocol: its kind, the fixed header of that, attributes.
+    ///
+    /// # Errors
+    /// Those of `build`; the message is taken back.
+    pub fn record(
+        &mut self,
+        kind: u16,
+        fixed: &[u8],
+        build: impl FnOnce(&mut Writer<'_>) -> Result<(), Errno>,
+    ) -> Result<Fit, Errno> {
+        let start = self.buffer.len();
+        let header = Header {
+            len: 0,
+            kind,
+            flags: flags::MULTI,
+            seq: self.seq,
+            pid: self.port_id,
+        };
+        if let Err(errno) = service::append(self.buffer, header, fixed, build) {
             self.buffer.truncate(start);
             return Err(errno);
         }
@@ -116,7 +136,6 @@ impl DumpPart<'_> {
             self.buffer.truncate(start);
             return Ok(Fit::Full);
         }
-        message::finish(self.buffer, begun);
         Ok(Fit::Written)
     }
 
@@ -283,5 +302,9 @@ impl<H: Handler> Handler for Arc<H> {
 
     fn before_sleep(&self) {
         (**self).before_sleep();
+    }
+
+    fn service(&self, protocol: Protocol) -> Option<&dyn Service> {
+        (**self).service(protocol)
     }
 }

@@ -142,12 +142,6 @@ impl<'a> Iterator for Messages<'a> {
 #[must_use]
 pub struct Begun(usize);
 
-impl Begun {
-    pub(crate) fn start(&self) -> usize {
-        self.0
-    }
-}
-
 /// Opens a message of one of our families at the end of `buffer`, whose length is a multiple of 4:
 /// its three headers, with the length still open.
 pub fn begin(

@@ -18,6 +18,8 @@ use crate::message::{
     ATTRIBUTES, Failure, GENL_HEADER, Header, Messages, NLMSG_HEADER, Request, control, flags,
 };
 use crate::policy;
+use crate::service::{self, Protocol, Served, Service};
+use crate::transport;
 
 /// What the protocol has to know of a client.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,8 @@ pub(crate) struct Peer {
     pub(crate) options: u32,
     /// Multicast groups, a bit each.
     pub(crate) groups: u32,
+    /// What it speaks.
+    pub(crate) protocol: Protocol,
 }
 
 /// Who answers.
@@ -67,6 +71,11 @@ enum Asked<'a> {
         request: Request<'a>,
         dump: bool,
     },
+    Service {
+        service: &'a dyn Service,
+        request: service::Request<'a>,
+        dump: bool,
+    },
 }
 
 /// Answers one message. `busy` tells whether an earlier dump of this client is still unread.
@@ -78,12 +87,18 @@ pub(crate) fn step(
     busy: impl Fn() -> bool,
     out: &mut Outgoing,
 ) -> Step {
-    let result = match interpret(peer, header, message) {
+    let asked = match peer.protocol {
+        Protocol::Generic => interpret(peer, header, message),
+        protocol => interpret_plain(context, protocol, peer, header, message),
+    };
+    let result = match asked {
         Err(failure) => Err(failure),
         Ok(Asked::Nothing) => Ok(()),
-        Ok(Asked::Ctrl { dump: true, .. } | Asked::Family { dump: true, .. }) if busy() => {
-            Err(Errno::EBUSY.into())
-        }
+        Ok(
+            Asked::Ctrl { dump: true, .. }
+            | Asked::Family { dump: true, .. }
+            | Asked::Service { dump: true, .. },
+        ) if busy() => Err(Errno::EBUSY.into()),
         Ok(Asked::Ctrl {
             command,
             attrs,
@@ -95,7 +110,7 @@ pub(crate) fn step(
             dump: true,
         }) => {
             let listing = ctrl::dump(command, attrs, header.seq, peer.port_id);
-            return start_dump(peer, Family::Datapath, header.seq, listing, out);
+            return start_dump(peer, header.seq, listing, out);
         }
         Ok(Asked::Family { request, dump }) => {
             if place == Place::Prompt
@@ -106,9 +121,32 @@ pub(crate) fn step(
             }
             if dump {
                 let dump = begin_dump(context, &request);
-                return start_dump(peer, request.family, header.seq, dump, out);
+                return start_dump(peer, header.seq, dump, out);
             }
             handle(context, peer, &request, out)
+        }
+        Ok(Asked::Service {
+            service,
+            request,
+            dump,
+        }) => {
+            if place == Place::Prompt
+                && guard(|| service.lane(&request)).unwrap_or(Lane::Prompt) == Lane::MaySleep
+            {
+                return Step::Sleeps;
+            }
+            if dump {
+                let dump = guard(|| service.dump(&request)).unwrap_or(Err(Errno::EIO.into()));
+                return start_dump(peer, header.seq, dump, out);
+            }
+            match serve(service, &request, out) {
+                Ok(Served::Done) => Ok(()),
+                Ok(Served::NotOurs) => {
+                    out.push(&transport::not_ours(header.seq));
+                    return Step::Done;
+                }
+                Err(failure) => Err(failure),
+            }
         }
     };
     match result {
@@ -179,6 +217,53 @@ fn interpret<'a>(peer: &Peer, header: Header, message: &'a [u8]) -> Result<Asked
     Ok(Asked::Family { request, dump })
 }
 
+/// The checks that all netlink protocols have in common.
+fn interpret_plain<'a>(
+    context: Context<'a>,
+    protocol: Protocol,
+    peer: &Peer,
+    header: Header,
+    message: &'a [u8],
+) -> Result<Asked<'a>, Failure> {
+    if !header.has(flags::REQUEST) || header.kind < control::MIN_TYPE {
+        return Ok(Asked::Nothing);
+    }
+    let service = context.handler.service(protocol).ok_or(Errno::EOPNOTSUPP)?;
+    let request = service::Request {
+        kind: header.kind,
+        flags: header.flags,
+        seq: header.seq,
+        payload: message.get(NLMSG_HEADER..).unwrap_or_default(),
+        port_id: peer.port_id,
+        privileged: peer.privileged,
+    };
+    if !peer.privileged && guard(|| service.needs_privilege(&request)).unwrap_or(true) {
+        return Err(Errno::EPERM.into());
+    }
+    let dump = guard(|| service.is_dump(&request)).ok_or(Errno::EIO)?;
+    Ok(Asked::Service {
+        service,
+        request,
+        dump,
+    })
+}
+
+fn serve(
+    service: &dyn Service,
+    request: &service::Request<'_>,
+    out: &mut Outgoing,
+) -> Result<Served, Failure> {
+    let mut answer = service::Answer {
+        out,
+        seq: request.seq,
+        port_id: request.port_id,
+    };
+    let result = guard(|| service.handle(request, &mut answer));
+    // What a panic left half written.
+    out.rewind();
+    result.unwrap_or(Err(Errno::EIO.into()))
+}
+
 fn handle(
     context: Context<'_>,
     peer: &Peer,
@@ -210,7 +295,6 @@ fn begin_dump(context: Context<'_>, request: &Request<'_>) -> Result<Box<dyn Dum
 
 fn start_dump(
     peer: &Peer,
-    family: Family,
     seq: u32,
     dump: Result<Box<dyn Dump>, Failure>,
     out: &mut Outgoing,
@@ -218,7 +302,6 @@ fn start_dump(
     match dump {
         Ok(dump) => Step::Dumping(RunningDump {
             dump,
-            family,
             seq,
             port_id: peer.port_id,
         }),
@@ -244,7 +327,6 @@ fn guard<T>(call: impl FnOnce() -> T) -> Option<T> {
 /// A dump and what its messages carry.
 pub(crate) struct RunningDump {
     dump: Box<dyn Dump>,
-    family: Family,
     seq: u32,
     port_id: u32,
 }
@@ -257,7 +339,6 @@ impl RunningDump {
         let mut part = DumpPart {
             begin: out.buffer.len(),
             buffer: &mut out.buffer,
-            family: self.family,
             seq: self.seq,
             port_id: self.port_id,
         };
@@ -377,10 +458,12 @@ pub struct Loopback {
     pub ext_ack: bool,
     /// `NETLINK_CAP_ACK`
     pub cap_ack: bool,
+    /// What it speaks.
+    pub protocol: Protocol,
 }
 
 impl Loopback {
-    /// A privileged client.
+    /// A privileged client of the families.
     pub fn new(hub: Hub, port_id: u32) -> Self {
         Self {
             hub,
@@ -388,6 +471,7 @@ impl Loopback {
             privileged: true,
             ext_ack: false,
             cap_ack: false,
+            protocol: Protocol::Generic,
         }
     }
 
@@ -405,6 +489,7 @@ impl Loopback {
             privileged: self.privileged,
             options,
             groups: 0,
+            protocol: self.protocol,
         };
         let context = Context {
             handler,

@@ -235,7 +235,7 @@ impl Dump for DatapathDump {
             if self.after.is_some_and(|after| datapath.ifindex <= after) {
                 continue;
             }
-            let fit = part.message(command::GET, datapath.ifindex, |writer| {
+            let fit = part.message(Family::Datapath, command::GET, datapath.ifindex, |writer| {
                 write(writer, &datapath)
             })?;
             match fit {

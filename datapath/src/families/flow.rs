@@ -17,7 +17,7 @@ use ::flow::table::{DumpCursor, FlowTable, InsertError, Writer as TableWriter};
 use crossbeam_epoch::Guard;
 use netlink::attr::{Table, Writer};
 use netlink::message::flags;
-use netlink::{Answer, Dump, DumpPart, Errno, Failure, Fit, Group, Request};
+use netlink::{Answer, Dump, DumpPart, Errno, Failure, Family, Fit, Group, Request};
 
 use super::{command, with_context};
 use crate::codec;
@@ -386,8 +386,9 @@ impl Dump for FlowDump {
             let table = datapath.table.load(&guard).ok_or(Errno::ENODEV)?;
             let mut failed = None;
             let state = table.dump(cursor, &guard, |flow| {
-                let fit =
-                    part.message(command::GET, *ifindex, |writer| write(writer, flow, *wants));
+                let fit = part.message(Family::Flow, command::GET, *ifindex, |writer| {
+                    write(writer, flow, *wants)
+                });
                 match fit {
                     Ok(Fit::Written) => ControlFlow::Continue(()),
                     Ok(Fit::Full) => ControlFlow::Break(()),

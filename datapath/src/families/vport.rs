@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use netlink::attr::{Table, Writer};
-use netlink::{Answer, Dump, DumpPart, Errno, Failure, Fit, Group, Request};
+use netlink::{Answer, Dump, DumpPart, Errno, Failure, Family, Fit, Group, Request};
 
 use super::{check_device_name, command, cpu_ids, port_id_bytes, port_ids};
 use crate::daemon::{Daemon, PortWish};
@@ -247,7 +247,7 @@ impl Dump for VportDump {
         let ports = datapath.ports.load();
         for port in ports.iter_from(self.next) {
             self.daemon.devices.look(port);
-            let fit = part.message(command::GET, self.ifindex, |writer| {
+            let fit = part.message(Family::Vport, command::GET, self.ifindex, |writer| {
                 write(writer, &datapath, port)
             })?;
             match fit {

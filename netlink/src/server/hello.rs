@@ -17,10 +17,12 @@ use super::census::Census;
 use super::prompt::Mailbox;
 use super::{drain, waker};
 use crate::connection::{Connection, SEND_BUFFER};
+use crate::handler::Handler;
 use crate::hub::Hub;
 use crate::quiet::Quiet;
+use crate::service::Protocol;
 use crate::sys::{self, Credentials};
-use crate::transport::{HELLO_LEN, Hello, NETLINK_GENERIC, Netns, Status, VERSION, Welcome};
+use crate::transport::{HELLO_LEN, Hello, Netns, Status, VERSION, Welcome};
 
 /// How long a connection may be silent before its hello.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -45,15 +47,18 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    fn check(&self, hello: &Hello) -> Status {
+    /// What it is to speak, or why not.
+    fn check(&self, hello: &Hello, handler: &dyn Handler) -> Result<Protocol, Status> {
         if hello.version != VERSION {
-            Status::OtherVersion
+            Err(Status::OtherVersion)
         } else if hello.netns != self.netns || hello.netns == (Netns { dev: 0, ino: 0 }) {
-            Status::OtherNetns
-        } else if hello.protocol != NETLINK_GENERIC {
-            Status::OtherProtocol
+            Err(Status::OtherNetns)
         } else {
-            Status::Ok
+            Protocol::from_number(hello.protocol)
+                .filter(|protocol| {
+                    *protocol == Protocol::Generic || handler.service(*protocol).is_some()
+                })
+                .ok_or(Status::OtherProtocol)
         }
     }
 
@@ -91,6 +96,7 @@ pub(super) struct Greeter {
     listener: OwnedFd,
     rules: Rules,
     hub: Hub,
+    handler: Arc<dyn Handler>,
     prompts: Vec<Arc<Mailbox>>,
     census: Arc<Census>,
     stop: Arc<AtomicBool>,
@@ -108,6 +114,7 @@ impl Greeter {
         listener: OwnedFd,
         rules: Rules,
         hub: Hub,
+        handler: Arc<dyn Handler>,
         prompts: Vec<Arc<Mailbox>>,
         census: Arc<Census>,
         stop: Arc<AtomicBool>,
@@ -121,6 +128,7 @@ impl Greeter {
             listener,
             rules,
             hub,
+            handler,
             prompts,
             census,
             stop,
@@ -252,13 +260,13 @@ impl Greeter {
         let _ = epoll::delete(&self.poll, &silent.socket);
         // What is no hello gets no answer.
         let Some(hello) = heard else { return };
-        match self.rules.check(&hello) {
-            Status::Ok => self.admit(silent),
-            status => self.refuse(&silent.socket, silent.credentials, status),
+        match self.rules.check(&hello, &*self.handler) {
+            Ok(protocol) => self.admit(silent, protocol),
+            Err(status) => self.refuse(&silent.socket, silent.credentials, status),
         }
     }
 
-    fn admit(&mut self, silent: Silent) {
+    fn admit(&mut self, silent: Silent, protocol: Protocol) {
         let Silent {
             socket,
             credentials,
@@ -282,6 +290,7 @@ impl Greeter {
                 Arc::clone(prompt.poll()),
                 credentials,
                 privileged,
+                protocol,
             )
         });
         // First the welcome: it is the first datagram. Its thread adopts the client at the first

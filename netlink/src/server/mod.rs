@@ -33,6 +33,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::handler::Handler;
 use crate::hub::Hub;
+use crate::links::Links;
 use crate::transport::{self, Netns};
 use census::Census;
 pub use census::Limits;
@@ -102,6 +103,7 @@ pub enum BindError {
 pub struct Server {
     config: Config,
     hub: Hub,
+    links: Links,
     listener: OwnedFd,
     netns: Netns,
     /// Held for as long as the daemon lives; the kernel gives it up when it dies.
@@ -140,6 +142,7 @@ impl Server {
             }
             _ => {}
         }
+        let links = Links::prepare(dir).map_err(failed("making the links' marks in", dir))?;
         let listener = listen(&path).map_err(failed("listening on", &path))?;
         // Anyone may ask; who may change state is decided by credentials.
         fs::set_permissions(&path, Permissions::from_mode(0o666))
@@ -155,6 +158,7 @@ impl Server {
         Ok(Self {
             config,
             hub,
+            links,
             listener,
             netns,
             lock,
@@ -166,6 +170,11 @@ impl Server {
         self.hub.clone()
     }
 
+    /// Marks of the links that a service for [`Protocol::Route`](crate::service::Protocol::Route) has.
+    pub fn links(&self) -> Links {
+        self.links.clone()
+    }
+
     /// Starts to serve.
     ///
     /// # Errors
@@ -174,6 +183,7 @@ impl Server {
         let Self {
             config,
             hub,
+            links: _,
             listener,
             netns,
             lock,
@@ -227,6 +237,7 @@ impl Server {
                 group: config.group,
             },
             hub,
+            handler,
             mailboxes,
             census,
             close,

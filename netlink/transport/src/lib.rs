@@ -9,6 +9,10 @@
 //! direction, holds one or more netlink messages, as a datagram of a netlink socket would, in
 //! host byte order.
 //!
+//! A connection of another protocol than [`NETLINK_GENERIC`] ([`NETLINK_NETFILTER`],
+//! [`NETLINK_ROUTE`]) carries that protocol's messages. Of NETLINK_ROUTE it carries single requests only,
+//! those that may be about the daemon's links; to one that isn't it says so ([`not_ours`]).
+//!
 //! # From the client, besides requests
 //! Every datagram ends with a **barrier** ([`barrier`]): `NLMSG_NOOP | REQUEST | ACK`, aligned to
 //! 4, with a cookie in `nlmsg_seq` and [`BARRIER_PID`] in `nlmsg_pid`. A datagram can also be a
@@ -43,6 +47,9 @@
 
 /// Name of the socket inside the run directory.
 pub const SOCKET_NAME: &str = "ovs-dpd.sock";
+/// Directory inside the run directory with the marks of the daemon's links: an empty file `NAME` and one
+/// `:IFINDEX` for each.
+pub const LINKS_NAME: &str = "links";
 /// The run directory when neither an option nor [`RUNDIR_ENV`] names one.
 pub const DEFAULT_RUNDIR: &str = "/run/ovs-dpd";
 /// Environment variable with the run directory.
@@ -115,6 +122,8 @@ pub const CONTROL: u16 = 0x0f;
 /// answers to what came before. So an answer that the client got elsewhere (from the real kernel)
 /// takes its place in the stream, where `poll` sees it. An empty one is ignored.
 pub const REFLECT: u16 = 0x0e;
+/// `nlmsg_type` of a [`not_ours`] message.
+pub const NOT_OURS: u16 = 0x0d;
 /// `NLM_F_REQUEST`.
 pub const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_ACK`.
@@ -323,6 +332,29 @@ impl Control {
             value: u32_at(message, 20)?,
         })
     }
+}
+
+/// The daemon's answer to a request (with this `nlmsg_seq`) that is about nothing of its own, on a
+/// connection of another protocol than [`NETLINK_GENERIC`]: it was not done, and is the kernel's. In place
+/// of all other answers, an ack included; a datagram of its own.
+#[must_use]
+pub fn not_ours(seq: u32) -> [u8; NLMSGHDR_LEN] {
+    Header {
+        len: NLMSGHDR_LEN as u32,
+        kind: NOT_OURS,
+        flags: 0,
+        seq,
+        pid: BARRIER_PID,
+    }
+    .to_bytes()
+}
+
+/// Whether this datagram is a [`not_ours`] message.
+#[must_use]
+pub fn is_not_ours(datagram: &[u8]) -> bool {
+    datagram.len() == NLMSGHDR_LEN
+        && Header::parse(datagram)
+            .is_some_and(|header| header.kind == NOT_OURS && header.pid == BARRIER_PID)
 }
 
 /// The header of a reflect message in front of `payload` bytes; None if they are too many.
