@@ -96,13 +96,36 @@ impl ReceiveBatch {
         fd: BorrowedFd<'_>,
         slots: &mut [Slot],
     ) -> Result<usize, Errno> {
-        let count = slots.len().min(BATCH);
+        self.receive_parts(
+            fd,
+            slots.iter_mut().map(|slot| {
+                let small = slot.small.space_mut();
+                let rest = slot.large.space_mut().get_mut(small.len()..);
+                (small, rest.unwrap_or_default())
+            }),
+        )
+    }
+
+    /// The same into frames, all of them large.
+    pub(crate) fn receive_long(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        frames: &mut [Frame],
+    ) -> Result<usize, Errno> {
+        let spaces = frames.iter_mut().map(Frame::space_mut);
+        self.receive_parts(fd, spaces.map(|space| (space, Default::default())))
+    }
+
+    fn receive_parts<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        parts: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
+    ) -> Result<usize, Errno> {
+        let mut count = 0;
         let places = self.messages.iter_mut().zip(&mut self.vectors);
         let places = places.zip(self.headers.iter_mut().zip(&mut self.controls));
-        for (slot, ((message, vectors), (header, control))) in slots.iter_mut().zip(places) {
-            let small = slot.small.space_mut();
-            let split = small.len();
-            let rest = slot.large.space_mut().get_mut(split..).unwrap_or_default();
+        for (((message, vectors), (header, control)), (small, rest)) in places.zip(parts) {
+            count += 1;
             *vectors = [
                 libc::iovec {
                     iov_base: header.as_mut_ptr().cast(),
@@ -110,7 +133,7 @@ impl ReceiveBatch {
                 },
                 libc::iovec {
                     iov_base: small.as_mut_ptr().cast(),
-                    iov_len: split,
+                    iov_len: small.len(),
                 },
                 libc::iovec {
                     iov_base: rest.as_mut_ptr().cast(),
@@ -125,7 +148,7 @@ impl ReceiveBatch {
             header.msg_flags = 0;
         }
         // SAFETY: the first `count` messages point at vectors, headers and controls of `self` and at
-        // buffers of `slots`, all borrowed mutably until the call returns, each with its own length.
+        // buffers of `parts`, all borrowed mutably until the call returns, each with its own length.
         let received = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
@@ -241,12 +264,13 @@ pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame], classed: bool) -> Resul
         .zip(headers.iter_mut().zip(&mut tags));
     for (frame, ((message, vectors), (header, tag))) in frames.iter().zip(places) {
         let parts = parts(frame, header, tag);
-        message.msg_hdr.msg_iovlen = parts.len() as _;
-        for (vector, part) in vectors.iter_mut().zip(parts) {
+        // Without a tag two of the four are empty: the kernel would walk them for nothing.
+        for (vector, part) in vectors.iter_mut().zip(parts.iter().filter(|p| !p.is_empty())) {
             *vector = libc::iovec {
                 iov_base: part.as_ptr().cast_mut().cast(),
                 iov_len: part.len(),
             };
+            message.msg_hdr.msg_iovlen += 1;
         }
         message.msg_hdr.msg_iov = vectors.as_mut_ptr();
     }
