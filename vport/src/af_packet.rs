@@ -20,6 +20,7 @@
 
 mod oversize;
 mod queue;
+mod ring;
 
 use std::any::Any;
 use std::os::fd::AsFd;
@@ -66,6 +67,8 @@ pub(crate) struct Face {
 /// What port and queues share; closed when the last of them goes. Fields are dropped in this order:
 /// capture ends first, then the host's stack sees the device again.
 pub(crate) struct Shared {
+    /// One for each socket of `receive`, which lives as long as its ring is mapped.
+    rings: Vec<ring::ReceiveRing>,
     receive: Vec<PacketSocket>,
     send: PacketSocket,
     tagged: oversize::TaggedSender,
@@ -160,6 +163,10 @@ impl AfPacket {
             })
             .collect::<Result<Vec<_>, Errno>>()
             .map_err(fail("packet socket"))?;
+        let rings = receive
+            .iter()
+            .map(|socket| ring::ReceiveRing::new(socket, &captured, options.ring))
+            .collect();
         let sender = || Self::sender(captured.index, options.qdisc_bypass);
         let send = sender().map_err(fail("packet socket"))?;
         let tagged = sender()
@@ -173,6 +180,7 @@ impl AfPacket {
             None => (Driver::AfPacket, captured.clone(), None, None),
         };
         let mut shared = Shared {
+            rings,
             receive,
             send,
             tagged,
@@ -209,6 +217,7 @@ impl AfPacket {
             && let Err(errno) = Self::spread(&shared.receive)
         {
             // Before Linux 6.7 sockets of a device that is down can't form a group.
+            shared.rings.truncate(1);
             shared.receive.truncate(1);
             note = Some(format!("one queue (fanout: {errno})"));
         }
@@ -256,6 +265,10 @@ impl Port for AfPacket {
         }
         if shared.qdisc_bypass {
             mode.push_str(", past the qdisc (no tc, no tcpdump)");
+        }
+        if let Some(ring) = shared.rings.first() {
+            mode.push_str(", ");
+            mode.push_str(&ring.describe());
         }
         if !shared.ample {
             mode.push_str(", receive buffer limited by net.core.rmem_max");
@@ -363,10 +376,16 @@ impl Port for AfPacket {
 
     fn host_counters(&self) -> HostCounters {
         let shared = &self.shared;
-        for socket in &shared.receive {
+        for (socket, ring) in shared.receive.iter().zip(&shared.rings) {
             // Fails only for a descriptor that isn't a packet socket.
-            if let Ok(drops) = socket.take_drops() {
-                shared.queue_full.fetch_add(u64::from(drops), Relaxed);
+            let Ok(drops) = socket.take_drops() else {
+                continue;
+            };
+            shared.queue_full.fetch_add(u64::from(drops), Relaxed);
+            match ring.check(socket, drops) {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!("{}: {}", self.name(), ring.describe()),
+                Err(errno) => tracing::error!("{}: receives no more: {errno}", self.name()),
             }
         }
         HostCounters {

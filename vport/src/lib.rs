@@ -28,7 +28,7 @@ pub mod tap;
 pub use error::Error;
 pub use internal::{InternalOptions, create_internal};
 pub use link::{Link, LinkEvent, LinkMonitor};
-pub use open::{AttachOptions, DriverChoice, HideChoice, XdpMode, attach, cleanup};
+pub use open::{AttachOptions, DriverChoice, HideChoice, RingChoice, XdpMode, attach, cleanup};
 pub use port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
 };

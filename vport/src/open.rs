@@ -56,6 +56,18 @@ pub enum HideChoice {
     Off,
 }
 
+/// Whether a packet socket is to have a receive ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RingChoice {
+    /// Where it is safe, and can be had; [`Port::mode`] says.
+    #[default]
+    Auto,
+    /// Wherever it can be had.
+    Always,
+    /// Not at all.
+    Never,
+}
+
 /// How to open an existing device.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
@@ -68,6 +80,8 @@ pub struct AttachOptions {
     /// How many receive queues; packets of one flow stay on one of them. AF_XDP has as many as the
     /// device.
     pub queues: usize,
+    /// Whether a packet socket is to have a receive ring.
+    pub ring: RingChoice,
     /// How AF_XDP is to be done.
     pub xdp: XdpMode,
     /// Marks what outlives a killed daemon (nftables tables, veth pairs), for [`cleanup`].
@@ -82,6 +96,7 @@ impl Default for AttachOptions {
             hide: HideChoice::Auto,
             qdisc_bypass: false,
             queues: 1,
+            ring: RingChoice::Auto,
             xdp: XdpMode::Auto,
             run_prefix: String::from("dpd"),
         }

@@ -1,19 +1,24 @@
-//! One receive queue of an AF_PACKET port: recvmmsg in batches, straight into the pool's frames.
+//! One receive queue of an AF_PACKET port: by its ring, or where there is none by recvmmsg in batches,
+//! straight into the pool's frames.
 //!
 //! The batch grows while it comes back full and shrinks while it comes back nearly empty, so that a
 //! lone packet doesn't pay for preparing thirty-two slots.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use frame::{Frame, Pool, virtio};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 
 use super::Shared;
+use super::ring::Open;
 use crate::error::Error;
 use crate::port::{RxErrors, RxQueue, RxStatus};
 use crate::sys::mmsg::{BATCH, ReceiveBatch, Received, Slot};
-use crate::sys::packet_socket::Binding;
+use crate::sys::packet_socket::{Binding, PacketSocket};
+use crate::sys::rx_ring::Arrival;
 
 const SMALLEST_BATCH: usize = 4;
 /// Bytes of an Ethernet header.
@@ -77,7 +82,7 @@ fn take(slot: Slot, received: &Received, pool: &mut Pool, errors: &mut RxErrors)
         mut large,
     } = slot;
     let split = small.space_mut().len();
-    let mut frame = if received.length <= split {
+    let frame = if received.length <= split {
         pool.put(large);
         small
     } else {
@@ -87,6 +92,16 @@ fn take(slot: Slot, received: &Received, pool: &mut Pool, errors: &mut RxErrors)
         pool.put(small);
         large
     };
+    finish(frame, received, pool, errors)
+}
+
+/// The frame that was received into `frame`.
+fn finish(
+    mut frame: Frame,
+    received: &Received,
+    pool: &mut Pool,
+    errors: &mut RxErrors,
+) -> Option<Frame> {
     frame.set_len(received.length);
     frame.vlan = received.vlan;
     if received.damaged {
@@ -106,6 +121,166 @@ fn take(slot: Slot, received: &Received, pool: &mut Pool, errors: &mut RxErrors)
     None
 }
 
+/// How reading a ring ended.
+struct Taken {
+    /// Slots given back.
+    slots: usize,
+    /// The next slot is there already.
+    more: bool,
+    /// The socket's pending error, if that was met.
+    error: Option<Errno>,
+    /// Frames for which the socket's queue had no room.
+    cut: u64,
+}
+
+/// Moves up to `max` frames from a ring to `out`.
+fn from_ring(
+    open: &mut Open,
+    socket: &PacketSocket,
+    batch: &mut ReceiveBatch,
+    pool: &mut Pool,
+    out: &mut Vec<Frame>,
+    max: usize,
+    errors: &mut RxErrors,
+) -> Taken {
+    let (ready, queued) = open.ring.ready(max.min(BATCH));
+    let mut taken = Taken {
+        slots: 0,
+        more: false,
+        error: None,
+        cut: 0,
+    };
+    // Those that came by the queue are there before their slots are, so all at once.
+    let mut frames: Vec<Frame> = Vec::new();
+    let mut count = 0;
+    if queued > 0 {
+        frames.extend((0..queued).map(|_| pool.large()));
+        count = match batch.receive_long(socket.as_fd(), &mut frames) {
+            Ok(count) => count,
+            Err(errno) => {
+                taken.error = Some(errno);
+                0
+            }
+        };
+    }
+    let mut frames = frames.into_iter().enumerate();
+    for _ in 0..ready {
+        let frame = match open.ring.next() {
+            None => break,
+            Some(Arrival::Queued) => match frames.next() {
+                Some((n, frame)) if n < count => match batch.received(n) {
+                    Some(received) => finish(frame, &received, pool, errors),
+                    None => None,
+                },
+                unused => {
+                    if let Some((_, frame)) = unused {
+                        pool.put(frame);
+                    }
+                    match taken.error {
+                        // Gone wrong for this one message alone.
+                        Some(Errno::AGAIN) => errors.truncated += 1,
+                        Some(Errno::INVAL) => errors.unsayable += 1,
+                        // It is there, behind an error that the call has cleared.
+                        _ => {
+                            taken.more = true;
+                            break;
+                        }
+                    }
+                    taken.error = None;
+                    None
+                }
+            },
+            Some(Arrival::Cut) => {
+                taken.cut += 1;
+                None
+            }
+            Some(Arrival::Malformed) => {
+                errors.malformed += 1;
+                None
+            }
+            Some(Arrival::Here {
+                bytes,
+                vlan,
+                header,
+            }) => {
+                let received = Received {
+                    length: bytes.len(),
+                    damaged: false,
+                    vlan,
+                    header,
+                };
+                let mut frame = pool.take(bytes.len());
+                if let Some(space) = frame.space_mut().get_mut(..bytes.len()) {
+                    space.copy_from_slice(bytes);
+                }
+                finish(frame, &received, pool, errors)
+            }
+        };
+        open.ring.release();
+        taken.slots += 1;
+        out.extend(frame);
+    }
+    frames.for_each(|(_, frame)| pool.put(frame));
+    taken.more |= open.ring.ready(1).0 != 0;
+    taken
+}
+
+impl Queue {
+    /// `None`: there is no ring.
+    fn receive_by_ring(
+        &mut self,
+        pool: &mut Pool,
+        out: &mut Vec<Frame>,
+        max: usize,
+    ) -> Option<Result<RxStatus, Error>> {
+        let (ring, socket) = (
+            self.shared.rings.get(self.number)?,
+            self.shared.receive.get(self.number)?,
+        );
+        let mut guard = ring.lock();
+        let open = guard.as_mut().ok()?;
+        let mut errors = RxErrors::default();
+        let mut taken = from_ring(open, socket, &mut self.batch, pool, out, max, &mut errors);
+        drop(guard);
+        if taken.cut > 0 {
+            self.shared.queue_full.fetch_add(taken.cut, Relaxed);
+        }
+        if taken.slots > 0 && self.device == Device::Drained {
+            self.device = Device::Up;
+        }
+        if taken.slots == 0 && taken.error.is_none() {
+            // Woken for nothing: a pending error would wake us again and again.
+            taken.error = sockopt::socket_error(socket.as_fd())
+                .unwrap_or(Ok(()))
+                .err();
+            if taken.error.is_none() && self.device != Device::Up {
+                self.device = if self.is_gone() {
+                    Device::Gone
+                } else {
+                    Device::Drained
+                };
+            }
+        }
+        match taken.error {
+            None | Some(Errno::INTR) => {}
+            Some(Errno::NETDOWN | Errno::NXIO) => {
+                self.device = if self.is_gone() {
+                    Device::Gone
+                } else {
+                    Device::Down
+                };
+                taken.more = true;
+            }
+            Some(errno) => {
+                self.shared.count(&errors);
+                let what = format!("receive from {}", self.shared.face.name);
+                return Some(Err(Error::os(errno, what)));
+            }
+        }
+        Some(Ok(self.status(taken.more, errors)))
+    }
+}
+
 impl RxQueue for Queue {
     fn receive(
         &mut self,
@@ -113,6 +288,12 @@ impl RxQueue for Queue {
         out: &mut Vec<Frame>,
         max: usize,
     ) -> Result<RxStatus, Error> {
+        if max > 0
+            && self.device != Device::Gone
+            && let Some(result) = self.receive_by_ring(pool, out, max)
+        {
+            return result;
+        }
         let mut errors = RxErrors::default();
         let ask = self.ask.min(max);
         if ask == 0 || self.device == Device::Gone {

@@ -11,6 +11,7 @@ use super::last;
 
 pub(super) const PROG_LOAD: libc::c_int = 5;
 pub(super) const LINK_CREATE: libc::c_int = 28;
+const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
 /// In front of whatever else is attached.
@@ -135,4 +136,60 @@ pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
     };
     // SAFETY: no pointers. The link keeps the program.
     unsafe { bpf_fd(LINK_CREATE, &create) }
+}
+
+/// A socket filter that refuses what a virtio-net header can't say for certain: SCTP over IPv4 or IPv6 to
+/// be segmented, behind up to one tag in band.
+pub(crate) fn sayable() -> Result<OwnedFd, Errno> {
+    const GSO_SIZE: i16 = 176; // in struct __sk_buff
+    const ETHER_TYPE: i32 = 12;
+    const NEXT_HEADER_V4: i32 = 23;
+    const NEXT_HEADER_V6: i32 = 20;
+    const SCTP: i32 = 132;
+    let instruction = |code, registers, offset, immediate| Instruction {
+        code,
+        registers,
+        offset,
+        immediate,
+    };
+    // BPF_LD | BPF_IND: r0 = what is at r7 + `at`, in host order; what isn't there ends the program with 0.
+    let half = |at| instruction(0x48, 0x70, 0, at);
+    let byte = |at| instruction(0x50, 0x70, 0, at);
+    // Of r0: skips the next instructions if it is `value`, or if it isn't.
+    let if_equal = |value, skip| instruction(0x15, 0, skip, value);
+    let unless_equal = |value, skip| instruction(0x55, 0, skip, value);
+    let set = |register, value| instruction(0xb7, register, 0, value);
+    let exit = instruction(0x95, 0, 0, 0);
+    let program = [
+        instruction(0xbf, 0x16, 0, 0),        // 0: r6 = r1, for BPF_IND
+        set(7, 0),                            // 1
+        instruction(0x61, 0x60, GSO_SIZE, 0), // 2: r0 = gso_size
+        if_equal(0, 11),                      // 3: to 15
+        half(ETHER_TYPE),                     // 4
+        if_equal(0x8100, 1),                  // 5: to 7
+        unless_equal(0x88a8, 2),              // 6: to 9
+        set(7, 4),                            // 7: behind the tag
+        half(ETHER_TYPE),                     // 8
+        if_equal(0x0800, 3),                  // 9: to 13
+        unless_equal(0x86dd, 4),              // 10: to 15
+        byte(NEXT_HEADER_V6),                 // 11
+        instruction(0x05, 0, 1, 0),           // 12: to 14
+        byte(NEXT_HEADER_V4),                 // 13
+        if_equal(SCTP, 2),                    // 14: to 17
+        instruction(0xb4, 0, 0, -1),          // 15: all of it
+        exit,                                 // 16
+        set(0, 0),                            // 17: nothing of it
+        exit,                                 // 18
+    ];
+    let license = c"Apache-2.0";
+    let load = ProgLoad {
+        prog_type: PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr().expose_provenance() as u64,
+        license: license.as_ptr().expose_provenance() as u64,
+        prog_name: name(b"ovs_dpd_sayable"),
+        ..ProgLoad::default()
+    };
+    // SAFETY: `load` points at `program` and `license`, both alive, with their lengths.
+    unsafe { bpf_fd(PROG_LOAD, &load) }
 }

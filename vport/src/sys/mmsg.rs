@@ -265,7 +265,10 @@ pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[Frame], classed: bool) -> Resul
     for (frame, ((message, vectors), (header, tag))) in frames.iter().zip(places) {
         let parts = parts(frame, header, tag);
         // Without a tag two of the four are empty: the kernel would walk them for nothing.
-        for (vector, part) in vectors.iter_mut().zip(parts.iter().filter(|p| !p.is_empty())) {
+        for (vector, part) in vectors
+            .iter_mut()
+            .zip(parts.iter().filter(|p| !p.is_empty()))
+        {
             *vector = libc::iovec {
                 iov_base: part.as_ptr().cast_mut().cast(),
                 iov_len: part.len(),

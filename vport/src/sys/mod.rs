@@ -12,6 +12,7 @@ pub(crate) mod ethtool;
 mod mapping;
 pub(crate) mod mmsg;
 pub(crate) mod packet_socket;
+pub(crate) mod rx_ring;
 pub(crate) mod tun;
 pub(crate) mod tx_ring;
 pub(crate) mod xdp;

@@ -87,6 +87,26 @@ impl PacketSocket {
         self.set(PACKET_QDISC_BYPASS, 1)
     }
 
+    /// Only what a program of [`super::bpf::sayable`] lets through.
+    pub(crate) fn set_filter(&self, program: BorrowedFd<'_>) -> Result<(), Errno> {
+        set_option(
+            self.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            program.as_raw_fd(),
+        )
+    }
+
+    /// Everything again.
+    pub(crate) fn remove_filter(&self) -> Result<(), Errno> {
+        set_option(
+            self.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_FILTER,
+            0 as libc::c_int,
+        )
+    }
+
     /// All frames on the wire, whomever they are for, while this socket lives.
     pub(crate) fn add_promiscuous(&self, ifindex: u32) -> Result<(), Errno> {
         let request = Membership {
