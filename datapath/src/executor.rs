@@ -128,10 +128,13 @@ impl Executor {
         let index = usize::from(source.index());
         let mut random = SmallRng::seed_from_u64(seed ^ index as u64);
         let transmit = TransmitQueues::new(random.random());
+        let mut pool = Pool::default();
+        // Fragments of different workers' packets between two hosts must not come together.
+        pool.seed_idents(random.random());
         Self {
             source,
             index,
-            pool: Pool::default(),
+            pool,
             transmit,
             upcaller,
             caches: Vec::new(),

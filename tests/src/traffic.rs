@@ -5,12 +5,14 @@
 //! - [`tcp`]: bytes that come back as they went.
 //! - [`udp`]: a paced stream with sequence numbers, and a collector of datagrams.
 //! - [`raw`]: frames as they are on the wire.
+//! - [`whoami`]: as whom a server sees its clients.
 
 pub mod iperf;
 pub mod ping;
 pub mod raw;
 pub mod tcp;
 pub mod udp;
+pub mod whoami;
 
 use std::io;
 use std::time::Duration;

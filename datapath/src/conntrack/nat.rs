@@ -197,7 +197,7 @@ impl Tracker {
         }
     }
 
-    /// By a hash, so that a client is always seen as the same.
+    /// By a hash, so that a client is always seen as the same, whatever protocols it speaks.
     fn choose_address(&self, current: &Tuple, range: &Range) -> [u8; 16] {
         let (min, max) = range.addresses;
         if min == max {
@@ -211,6 +211,7 @@ impl Tracker {
             },
             src_port: 0,
             dst_port: 0,
+            proto: 0,
             ..*current
         };
         let hash = client.hash(self.key);
