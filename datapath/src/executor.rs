@@ -39,8 +39,9 @@ use crate::vport::VportSet;
 pub const MAX_DEPTH: u32 = 5;
 /// Down to this depth a nested list runs at once (`OVS_DEFERRED_ACTION_THRESHOLD`).
 pub const INLINE_DEPTH: u32 = MAX_DEPTH - 2;
-/// Lists put off for a packet (`DEFERRED_ACTION_FIFO_SIZE`).
-pub const MAX_DEFERRED: usize = 10;
+/// Lists put off for a packet: the module's queue has ten places (`DEFERRED_ACTION_FIFO_SIZE`) and leaves
+/// one empty, as the recording `sem_limits` shows.
+pub const MAX_DEFERRED: usize = 9;
 
 /// What one batch of packets shares: one datapath, one look at its ports and table.
 pub struct Batch<'g> {

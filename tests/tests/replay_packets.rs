@@ -47,6 +47,11 @@ fn other_actions() -> Result<()> {
 }
 
 #[test]
+fn nesting_and_what_is_put_off() -> Result<()> {
+    replay("sem_limits")
+}
+
+#[test]
 fn packets_of_user_space() -> Result<()> {
     replay("packet")
 }
