@@ -131,6 +131,8 @@ fn run(arguments: &Arguments, directory: &Path) -> Result<()> {
     let daemon = Arc::new(Daemon::new(
         Options {
             workers: 2,
+            cpus: None,
+            busy_poll: std::time::Duration::ZERO,
             prompt_threads: threads,
             seed: 0x5eed,
             driver: DriverChoice::Auto,

@@ -26,7 +26,8 @@ impl Count {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// By anybody.
+    pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }

@@ -32,6 +32,7 @@ use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
 use crate::meter::Meters;
+use crate::placement::cpus::CpuList;
 use crate::table_ref::TableCell;
 use crate::upcall::Upcaller;
 use crate::vport::{Vport, VportType};
@@ -42,6 +43,10 @@ use crate::worker::Workers;
 pub struct Options {
     /// Worker threads.
     pub workers: usize,
+    /// The CPUs that they are kept on; None: anywhere.
+    pub cpus: Option<CpuList>,
+    /// How long a worker looks for more before it sleeps.
+    pub busy_poll: Duration,
     /// Threads of the server that may carry packets (EXECUTE).
     pub prompt_threads: usize,
     /// Secret of this run: seeds hashes and sampling.
@@ -214,13 +219,15 @@ impl Daemon {
         self.reclaimer.retire(&handle.pin(), Box::new(()));
     }
 
-    /// Frees retired memory until `stop` says so, and does what flow tables and connections have put off.
+    /// Frees retired memory until `stop` says so, and does what flow tables and connections have put off,
+    /// and looks after the workers' balance.
     /// The reaper thread's life.
     pub fn reap(&self, stop: &dyn Fn() -> bool) {
         let handle = self.reclaimer.register();
         let mut next_look = Instant::now();
         let mut next_maintenance = next_look + MAINTAIN_INTERVAL;
         while !stop() {
+            self.workers.balance(now_ns());
             if Instant::now() >= next_look {
                 let now = now_ns();
                 while !self.conntrack.expire(now, EXPIRE_BUDGET) && !stop() {}

@@ -84,14 +84,20 @@ impl Datapath {
         }
     }
 
-    /// Counts of all its ports, of those that are gone, and of packets without one.
-    pub fn totals(&self) -> Totals {
+    /// Counts of packets that are no port's: of ports that are gone, and of packets without one.
+    pub fn portless(&self) -> Totals {
         let mut sum = self
             .departed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         sum.add(&self.counters.totals());
+        sum
+    }
+
+    /// Counts of all its ports and of packets that are no port's.
+    pub fn totals(&self) -> Totals {
+        let mut sum = self.portless();
         for port in self.ports.load().iter() {
             sum.add(&port.counters.totals());
         }

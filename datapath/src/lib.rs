@@ -5,7 +5,7 @@
 //! - [`families`]: what requests mean;
 //! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
-//! - [`worker`], [`devices`]: the threads at the ports;
+//! - [`worker`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`conntrack`]: connections, their states and translations; [`refragment`]: what came in fragments;
 //! - [`counters`], [`drop_reason`], [`status`]: what became of it.
@@ -23,6 +23,7 @@ pub mod families;
 pub mod mailbox;
 pub mod meter;
 pub mod packet;
+pub mod placement;
 pub mod refragment;
 pub mod status;
 mod table_ref;

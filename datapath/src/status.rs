@@ -11,6 +11,7 @@ use crate::daemon::Daemon;
 use crate::datapath::{Datapath, features};
 use crate::drop_reason::DropReason;
 use crate::vport::Vport;
+use crate::worker::WorkerStatus;
 
 /// The whole daemon at one moment. Counts of different ports aren't read at the same instant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,14 +22,18 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the start.
     pub uptime_s: f64,
-    /// Worker threads.
-    pub workers: usize,
+    /// Worker threads in order of their numbers.
+    pub workers: Vec<WorkerStatus>,
+    /// How often a queue was moved from a busy worker to an idle one.
+    pub queue_moves: u64,
     /// What can't be had here and what is done instead.
     pub notes: Vec<String>,
     /// The datapaths.
     pub datapaths: Vec<DatapathStatus>,
     /// Connections of all datapaths.
     pub conntrack: Statistics,
+    /// How many connections there can be.
+    pub connections_limit: u64,
     /// The connected sockets of clients.
     pub clients: Vec<ClientStatus>,
 }
@@ -50,10 +55,14 @@ pub struct DatapathStatus {
     pub masks: u64,
     /// Entries of the mask cache.
     pub masks_cache_size: u32,
+    /// Meters.
+    pub meters: u32,
     /// Lookups.
     pub lookups: Lookups,
     /// Over all ports and packets without one.
     pub packets: PacketCounts,
+    /// Those of them that are no port's: executed without one, or of ports that are gone.
+    pub elsewhere: PacketCounts,
     /// The ports.
     pub ports: Vec<PortStatus>,
 }
@@ -160,14 +169,17 @@ impl From<&Totals> for PacketCounts {
 impl Status {
     /// Of `daemon`, now.
     pub fn of(daemon: &Daemon) -> Self {
+        let (workers, queue_moves) = daemon.workers.status();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: daemon.started.elapsed().as_secs_f64(),
-            workers: daemon.options.workers,
+            workers,
+            queue_moves,
             notes: daemon.options.notes.clone(),
             datapaths: daemon.datapaths().iter().map(|dp| datapath(dp)).collect(),
             conntrack: daemon.conntrack.statistics(),
+            connections_limit: daemon.conntrack.max_connections() as u64,
             clients: clients(&daemon.hub),
         }
     }
@@ -175,7 +187,14 @@ impl Status {
 
 fn datapath(datapath: &Datapath) -> DatapathStatus {
     let settings = datapath.settings.load();
-    let totals = datapath.totals();
+    // Read once, so that the whole is the sum of what is shown; and those that are gone first, so that none
+    // counts twice.
+    let elsewhere = datapath.portless();
+    let ports: Vec<(PortStatus, Totals)> = datapath.ports.load().iter().map(|p| port(p)).collect();
+    let mut totals = elsewhere.clone();
+    for (_, of_port) in &ports {
+        totals.add(of_port);
+    }
     let (flows, masks) = datapath.sizes();
     let per_cpu = settings.features & features::DISPATCH_PER_CPU != 0;
     DatapathStatus {
@@ -186,6 +205,7 @@ fn datapath(datapath: &Datapath) -> DatapathStatus {
         flows,
         masks,
         masks_cache_size: settings.masks_cache_size,
+        meters: datapath.meters.len(),
         lookups: Lookups {
             hit: totals.hit,
             missed: totals.missed,
@@ -193,18 +213,15 @@ fn datapath(datapath: &Datapath) -> DatapathStatus {
             cache_hit: totals.cache_hit,
         },
         packets: PacketCounts::from(&totals),
-        ports: datapath
-            .ports
-            .load()
-            .iter()
-            .map(|vport| port(vport))
-            .collect(),
+        elsewhere: PacketCounts::from(&elsewhere),
+        ports: ports.into_iter().map(|(port, _)| port).collect(),
     }
 }
 
-fn port(vport: &Vport) -> PortStatus {
+fn port(vport: &Vport) -> (PortStatus, Totals) {
     let host = vport.device.host_counters();
-    PortStatus {
+    let totals = vport.counters.totals();
+    let status = PortStatus {
         number: vport.number,
         name: vport.current_name(),
         kind: vport.kind.name().to_owned(),
@@ -212,10 +229,11 @@ fn port(vport: &Vport) -> PortStatus {
         mode: vport.device.mode(),
         ifindex: vport.device.ifindex(),
         upcall_pids: vport.upcall_pids.load().to_vec(),
-        packets: PacketCounts::from(&vport.counters.totals()),
+        packets: PacketCounts::from(&totals),
         host_queue_full: host.queue_full,
         host_rx_errors: host.rx_errors.total(),
-    }
+    };
+    (status, totals)
 }
 
 fn clients(hub: &Hub) -> Vec<ClientStatus> {

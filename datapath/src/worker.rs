@@ -3,22 +3,26 @@
 //! # Contract
 //! A receive queue belongs to one worker, so its frames are forwarded in order. A worker takes up to
 //! [`BATCH`] frames from a queue, forwards them, flushes the ports, and goes to the next queue that has
-//! any: under load the queues take turns.
+//! any: under load the queues take turns. A queue moves to another worker between two such batches
+//! ([`Workers::balance`]): the first has handed on all that it took, so a flow's packets keep their order.
 //!
 //! # Thread safety
 //! Commands reach a worker by its mailbox. [`Workers::remove`] returns when the worker has dropped the
-//! port's queues, and with them their descriptors.
+//! port's queues, and with them their descriptors. A queue is moved under the lock of [`Workers`], from
+//! the one's answer to the other's mail, so that no removal can miss it on the way.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ::vport::{RxQueue, RxStatus};
 use crossbeam_epoch::LocalHandle;
 use frame::Frame;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Daemon, now_ns};
 use crate::datapath::Datapath;
@@ -26,21 +30,30 @@ use crate::devices::Notice;
 use crate::drop_reason::DropReason;
 use crate::executor::{Batch, Executor};
 use crate::mailbox::{Mailbox, Sending, mailbox};
+use crate::placement::load::{Load, Sample};
+use crate::placement::{self, Shares, cpus};
 use crate::vport::Vport;
 
 /// Frames received at a time.
 pub const BATCH: usize = 32;
 /// The mailbox's mark among the epoll events; queues have the numbers below.
 const MAIL: u64 = u64::MAX;
+/// How often the balance is looked at.
+const BALANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Command {
     Add(Box<Source>),
     /// Drop the queues of the ports at these addresses.
     Remove(HashSet<usize>, Sender<()>),
+    /// Give up the queue of that number.
+    Take(u64, Sender<Box<Source>>),
     Stop,
 }
 
 struct Source {
+    /// Names it among all queues of this run.
+    id: u64,
+    load: Arc<Load>,
     queue: Box<dyn RxQueue>,
     port: Arc<Vport>,
     datapath: Arc<Datapath>,
@@ -51,21 +64,65 @@ struct Source {
 /// The workers, as the configuration sees them.
 #[derive(Default)]
 pub struct Workers {
-    threads: Mutex<Vec<Worker>>,
+    crew: Mutex<Crew>,
+}
+
+#[derive(Default)]
+struct Crew {
+    workers: Vec<Worker>,
+    next_queue: u64,
+    sampled_ns: u64,
+    moves: u64,
 }
 
 struct Worker {
     mail: Sending<Command>,
     thread: JoinHandle<()>,
-    /// The ports whose queues it has, by address, a queue each.
-    ports: Vec<usize>,
+    cpu: Option<u32>,
+    load: Arc<Load>,
+    sample: Sample,
+    queues: Vec<Assigned>,
+}
+
+/// A queue that a worker has.
+struct Assigned {
+    id: u64,
+    /// The port's address.
+    port: usize,
+    name: Box<str>,
+    load: Arc<Load>,
+    sample: Sample,
+}
+
+/// A worker, for `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The CPU that it is kept on.
+    pub cpu: Option<u32>,
+    /// Share of the last second or so in which it carried packets.
+    pub busy_share: f64,
+    /// Seconds in which it has carried packets.
+    pub busy_s: f64,
+    /// Its queues.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// A receive queue, for `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// The port's name.
+    pub port: String,
+    /// Share of its worker's time.
+    pub busy_share: f64,
+    /// Frames that came out of it.
+    pub frames: u64,
 }
 
 impl Workers {
     /// Starts the daemon's workers.
     ///
     /// # Errors
-    /// No thread or descriptor to be had.
+    /// No thread or descriptor to be had; a CPU on which no thread may run.
     pub fn start(&self, daemon: &Arc<Daemon>) -> std::io::Result<()> {
         for number in 0..daemon.options.workers {
             let (sending, mail) = mailbox()?;
@@ -76,38 +133,69 @@ impl Workers {
                 EventData::new_u64(MAIL),
                 EventFlags::IN,
             )?;
-            let executor = {
-                let daemon = Arc::clone(daemon);
+            let cpus = daemon.options.cpus.as_ref();
+            let cpu = cpus.and_then(|cpus| cpus.of_worker(number));
+            let load = Arc::new(Load::default());
+            let (started, pinned) = channel();
+            let life = {
+                let (daemon, load) = (Arc::clone(daemon), Arc::clone(&load));
                 move || {
+                    let ready = cpu.map_or(Ok(()), cpus::pin);
+                    let ends = ready.is_err() || started.send(ready).is_err();
+                    if ends {
+                        return;
+                    }
                     let handle = daemon.reclaimer.register();
                     match daemon.new_executor() {
-                        Ok(executor) => Loop::new(executor, handle, mail, epoll, &daemon).run(),
+                        Ok(executor) => {
+                            Loop::new(executor, handle, mail, epoll, &daemon, load).run()
+                        }
                         Err(errno) => tracing::error!("worker {number} can't start: {errno}"),
                     }
                 }
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(executor)?;
-            self.lock().push(Worker {
+                .spawn(life)?;
+            pinned.recv().unwrap_or_else(|_ended| {
+                Err(std::io::Error::other(format!(
+                    "worker {number} may not run on CPU {}",
+                    cpu.unwrap_or_default()
+                )))
+            })?;
+            self.lock().workers.push(Worker {
                 mail: sending,
                 thread,
-                ports: Vec::new(),
+                cpu,
+                load,
+                sample: Sample::default(),
+                queues: Vec::new(),
             });
         }
         Ok(())
     }
 
-    /// Gives a port's queues to the workers that have the fewest.
+    /// Gives a port's queues to the workers that have the least to do.
     pub fn add(&self, datapath: &Arc<Datapath>, port: &Arc<Vport>, queues: Vec<Box<dyn RxQueue>>) {
-        let mut workers = self.lock();
+        let mut crew = self.lock();
         for queue in queues {
-            let Some(worker) = workers.iter_mut().min_by_key(|worker| worker.ports.len()) else {
+            let id = crew.next_queue;
+            crew.next_queue += 1;
+            let Some(worker) = crew.workers.iter_mut().min_by_key(|worker| worker.burden()) else {
                 tracing::error!("port {} has no worker: its packets are lost", port.name);
                 return;
             };
-            worker.ports.push(address(port));
+            let load = Arc::new(Load::default());
+            worker.queues.push(Assigned {
+                id,
+                port: address(port),
+                name: port.name.clone(),
+                load: Arc::clone(&load),
+                sample: Sample::default(),
+            });
             worker.mail.send(Command::Add(Box::new(Source {
+                id,
+                load,
                 queue,
                 port: Arc::clone(port),
                 datapath: Arc::clone(datapath),
@@ -120,10 +208,10 @@ impl Workers {
     pub fn remove(&self, ports: &[Arc<Vport>]) {
         let (done, closed) = channel();
         let gone: HashSet<usize> = ports.iter().map(address).collect();
-        for worker in self.lock().iter_mut() {
-            let before = worker.ports.len();
-            worker.ports.retain(|known| !gone.contains(known));
-            if worker.ports.len() != before {
+        for worker in &mut self.lock().workers {
+            let before = worker.queues.len();
+            worker.queues.retain(|queue| !gone.contains(&queue.port));
+            if worker.queues.len() != before {
                 worker
                     .mail
                     .send(Command::Remove(gone.clone(), done.clone()));
@@ -134,9 +222,46 @@ impl Workers {
         while closed.recv().is_ok() {}
     }
 
+    /// Measures what workers and queues take of the time, and moves a queue from a busy worker to an idle
+    /// one, if a second has gone by since the last time.
+    pub fn balance(&self, now_ns: u64) {
+        let mut crew = self.lock();
+        let elapsed = now_ns.saturating_sub(crew.sampled_ns);
+        if elapsed < BALANCE_INTERVAL.as_nanos() as u64 {
+            return;
+        }
+        crew.sampled_ns = now_ns;
+        let mut shares = Vec::with_capacity(crew.workers.len());
+        for worker in &mut crew.workers {
+            worker.sample.take(&worker.load, elapsed);
+            for queue in &mut worker.queues {
+                queue.sample.take(&queue.load, elapsed);
+            }
+            shares.push(Shares {
+                busy: worker.sample.share,
+                queues: worker.queues.iter().map(|q| q.sample.share).collect(),
+            });
+        }
+        if let Some(step) = placement::plan(&shares) {
+            crew.carry_out(step);
+        }
+    }
+
+    /// Each worker as of the last look at the balance, and how often queues have been moved.
+    pub fn status(&self) -> (Vec<WorkerStatus>, u64) {
+        let crew = self.lock();
+        let workers = crew.workers.iter().map(|worker| WorkerStatus {
+            cpu: worker.cpu,
+            busy_share: worker.sample.share,
+            busy_s: worker.load.busy_ns.get() as f64 / 1e9,
+            queues: worker.queues.iter().map(Assigned::status).collect(),
+        });
+        (workers.collect(), crew.moves)
+    }
+
     /// Ends the workers and waits for them.
     pub fn stop(&self) {
-        let workers = std::mem::take(&mut *self.lock());
+        let workers = std::mem::take(&mut self.lock().workers);
         for worker in &workers {
             worker.mail.send(Command::Stop);
         }
@@ -147,8 +272,50 @@ impl Workers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Worker>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Crew {
+    fn carry_out(&mut self, step: placement::Move) -> Option<()> {
+        let from = self.workers.get_mut(step.from)?;
+        let (reply, answer) = channel();
+        let id = from.queues.get(step.queue)?.id;
+        from.mail.send(Command::Take(id, reply));
+        // A worker reads its mail after each round of batches. None: the device is gone, and the queue
+        // with it.
+        let source = answer.recv().ok()?;
+        let queue = from.queues.remove(step.queue);
+        let (port, share) = (queue.name.clone(), queue.sample.share);
+        let to = self.workers.get_mut(step.to)?;
+        to.queues.push(queue);
+        to.mail.send(Command::Add(source));
+        self.moves += 1;
+        tracing::debug!(
+            "a queue of port {port} ({:.0} % of the time) moves from worker {} to {}",
+            share * 100.0,
+            step.from,
+            step.to
+        );
+        Some(())
+    }
+}
+
+impl Worker {
+    /// What new queues are given by: tenths of the time, then how many queues it has.
+    fn burden(&self) -> (u64, usize) {
+        ((self.sample.share * 10.0) as u64, self.queues.len())
+    }
+}
+
+impl Assigned {
+    fn status(&self) -> QueueStatus {
+        QueueStatus {
+            port: self.name.to_string(),
+            busy_share: self.sample.share,
+            frames: self.load.frames.get(),
+        }
     }
 }
 
@@ -163,8 +330,13 @@ struct Loop<'d> {
     mail: Mailbox<Command>,
     epoll: OwnedFd,
     daemon: &'d Daemon,
+    load: Arc<Load>,
     sources: Vec<Option<Source>>,
     frames: Vec<Frame>,
+    /// Until when all time is accounted for.
+    mark_ns: u64,
+    /// When frames came last.
+    last_frames_ns: u64,
 }
 
 impl<'d> Loop<'d> {
@@ -174,6 +346,7 @@ impl<'d> Loop<'d> {
         mail: Mailbox<Command>,
         epoll: OwnedFd,
         daemon: &'d Daemon,
+        load: Arc<Load>,
     ) -> Self {
         let frames = Vec::with_capacity(BATCH);
         Self {
@@ -182,8 +355,11 @@ impl<'d> Loop<'d> {
             mail,
             epoll,
             daemon,
+            load,
             sources: Vec::new(),
             frames,
+            mark_ns: now_ns(),
+            last_frames_ns: 0,
         }
     }
 
@@ -193,10 +369,13 @@ impl<'d> Loop<'d> {
             tv_sec: 0,
             tv_nsec: 0,
         };
+        let busy_poll = self.daemon.options.busy_poll.as_nanos() as u64;
         loop {
-            let busy = self.sources.iter().flatten().any(|source| source.ready);
+            let more = self.sources.iter().flatten().any(|source| source.ready);
+            // Never before the first frames: an idle worker sleeps.
+            let looks_on = self.mark_ns.saturating_sub(self.last_frames_ns) < busy_poll;
             events.clear();
-            let timeout = busy.then_some(&no_wait);
+            let timeout = (more || looks_on).then_some(&no_wait);
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
@@ -207,6 +386,9 @@ impl<'d> Loop<'d> {
                     tracing::error!("worker: epoll_wait: {errno}");
                     return;
                 }
+            }
+            if timeout.is_none() {
+                self.mark_ns = now_ns();
             }
             for event in &events {
                 match event.data.u64() {
@@ -222,8 +404,12 @@ impl<'d> Loop<'d> {
                     }
                 }
             }
+            let mut carried = false;
             for index in 0..self.sources.len() {
-                self.serve(index);
+                carried |= self.serve(index);
+            }
+            if !carried {
+                self.mark_ns = now_ns();
             }
         }
     }
@@ -245,18 +431,33 @@ impl<'d> Loop<'d> {
                             *slot = None;
                         }
                     }
-                    let live: Vec<u64> = self
-                        .sources
-                        .iter()
-                        .flatten()
-                        .map(|source| source.datapath.generation)
-                        .collect();
-                    self.executor.forget_tables(&live);
+                    self.forget_tables();
                     drop(done);
+                }
+                Command::Take(id, reply) => {
+                    let slot = self
+                        .sources
+                        .iter_mut()
+                        .find(|slot| matches!(slot, Some(source) if source.id == id));
+                    if let Some(source) = slot.and_then(Option::take) {
+                        if let Err(errno) = epoll::delete(&self.epoll, source.queue.as_fd()) {
+                            tracing::error!("port {}: epoll: {errno}", source.port.name);
+                        }
+                        // Nobody waits any more: the daemon is ending, and the queue closes.
+                        let _ = reply.send(Box::new(source));
+                    }
+                    self.forget_tables();
                 }
             }
         }
         true
+    }
+
+    /// Drops caches of tables that this worker has no queues of.
+    fn forget_tables(&mut self) {
+        let sources = self.sources.iter().flatten();
+        let live: Vec<u64> = sources.map(|source| source.datapath.generation).collect();
+        self.executor.forget_tables(&live);
     }
 
     fn add(&mut self, source: Source) {
@@ -280,12 +481,13 @@ impl<'d> Loop<'d> {
         }
     }
 
-    fn serve(&mut self, index: usize) {
+    /// Whether there were frames.
+    fn serve(&mut self, index: usize) -> bool {
         let Some(Some(source)) = self.sources.get_mut(index) else {
-            return;
+            return false;
         };
         if !source.ready {
-            return;
+            return false;
         }
         let status = source
             .queue
@@ -308,12 +510,20 @@ impl<'d> Loop<'d> {
             cell.received.add(lost);
             cell.drop(DropReason::Malformed, lost);
         }
-        if !self.frames.is_empty() {
+        let received = self.frames.len();
+        if received != 0 {
             let ports = source.datapath.ports.load();
             let guard = self.handle.pin();
             let mut batch = Batch::new(&source.datapath, &ports, &guard, now_ns());
             self.executor.receive(&mut batch, number, &mut self.frames);
             self.executor.flush(&batch);
+            let now = now_ns();
+            let spent = now.saturating_sub(self.mark_ns);
+            for load in [&*source.load, &*self.load] {
+                load.busy_ns.add(spent);
+                load.frames.add(received as u64);
+            }
+            (self.mark_ns, self.last_frames_ns) = (now, now);
         }
         if gone {
             let notice = Notice::Gone {
@@ -323,5 +533,6 @@ impl<'d> Loop<'d> {
             self.sources[index] = None;
             self.daemon.devices.notify(notice);
         }
+        received != 0
     }
 }

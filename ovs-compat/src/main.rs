@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod answer;
 mod exec;
+mod metrics;
 mod purge;
 mod run;
 mod rundir;
@@ -59,13 +61,21 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
-    /// Show datapaths, ports, flows, upcalls, losses and drops by reason.
+    /// Show workers, datapaths, ports, flows, meters, connections, upcalls, losses and drops by reason.
     Status {
         #[command(flatten)]
         run_dir: RunDirArgument,
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Print the status as metrics, in Prometheus' text format.
+    ///
+    /// Datapaths, ports, drops by port and reason, upcalls, workers, conntrack, the process. To have them
+    /// scraped, give `ovs-dpd run` a --metrics-listen.
+    Metrics {
+        #[command(flatten)]
+        run_dir: RunDirArgument,
     },
     /// Remove what a killed daemon left behind.
     ///
@@ -94,6 +104,7 @@ fn main() -> ExitCode {
             exec::exec(&run_dir.run_dir, &program).map(|never| match never {})
         }
         Command::Status { run_dir, json } => status::status(&run_dir.run_dir, json),
+        Command::Metrics { run_dir } => metrics::metrics(&run_dir.run_dir),
         Command::Purge { run_dir } => purge::purge(&run_dir.run_dir),
     };
     match done {

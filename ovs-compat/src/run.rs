@@ -1,21 +1,20 @@
 //! `ovs-dpd run`: the daemon's life, from lock to clean-up.
 
-use std::fs::Permissions;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use datapath::daemon::{Daemon, Options};
 use datapath::devices::{self, Devices, Notice};
 use datapath::families;
 use datapath::mailbox::mailbox;
-use datapath::status::Status;
+use datapath::placement::cpus::CpuList;
 use netlink::server::{BindError, Config, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -23,6 +22,7 @@ use tracing::{info, warn};
 use vport::{DriverChoice, LinkMonitor};
 
 use crate::DriverArgument;
+use crate::answer::{self, Answers, MetricsAddress};
 use crate::rundir::RunDir;
 
 /// What `run` can be told.
@@ -31,9 +31,21 @@ pub struct RunArguments {
     #[command(flatten)]
     run_dir: crate::RunDirArgument,
     /// Worker threads: each forwards the packets of the ports given to it.
-    #[arg(long, value_name = "N", default_value_t = default_workers(),
-          value_parser = clap::value_parser!(u16).range(1..=256))]
-    workers: u16,
+    ///
+    /// Queues move from busy workers to idle ones, one a second at most; `ovs-dpd status` shows who has
+    /// what. Default: one a CPU of --cpus, or of the machine, 16 at most.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// CPUs that the workers are kept on, as 0-3,8: the first worker on the first, and so on, from the
+    /// beginning again if there are more workers. Default: wherever the system runs them.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+    /// After a packet a worker looks for more that long, in microseconds, before it sleeps.
+    ///
+    /// Saves the time to wake up, at the price of CPU time; without packets workers sleep all the same.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(0..=MAX_BUSY_POLL))]
+    busy_poll: u32,
     /// A group, by name or number, whose members may change datapaths as root may.
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
@@ -43,6 +55,11 @@ pub struct RunArguments {
     /// Make internal ports from veth pairs, as where /dev/net/tun is closed, instead of TAPs.
     #[arg(long)]
     internal_veth: bool,
+    /// Serve metrics for Prometheus there by HTTP, at /metrics: 127.0.0.1:9475, or the path of a UNIX socket.
+    ///
+    /// Whoever can connect can read them. `ovs-dpd metrics` prints the same without this.
+    #[arg(long, value_name = "ADDR:PORT|PATH")]
+    metrics_listen: Option<MetricsAddress>,
     /// What to log, as error, warn, info, debug, or per module (see tracing-subscriber's EnvFilter).
     #[arg(
         long,
@@ -53,8 +70,17 @@ pub struct RunArguments {
     log: String,
 }
 
-fn default_workers() -> u16 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(16) as u16)
+/// A second: longer than that is no pause between packets.
+const MAX_BUSY_POLL: i64 = 1_000_000;
+
+impl RunArguments {
+    fn workers(&self) -> usize {
+        let cpus = match &self.cpus {
+            Some(cpus) => cpus.numbers().len(),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        self.workers.map_or(cpus.min(16), usize::from)
+    }
 }
 
 /// Runs the daemon until it is told to end.
@@ -67,6 +93,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
 
+    if let Some(cpus) = &arguments.cpus {
+        cpus.check().with_context(|| format!("--cpus {cpus}"))?;
+    }
     // From here on the signals wait for us, whatever stage we are in.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("can't take signals")?;
     let run_dir = RunDir::new(&arguments.run_dir.run_dir);
@@ -104,7 +133,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let (notices, mail) = mailbox().context("no descriptor to be had")?;
     let daemon = Arc::new(Daemon::new(
         Options {
-            workers: usize::from(arguments.workers),
+            workers: arguments.workers(),
+            cpus: arguments.cpus.clone(),
+            busy_poll: Duration::from_micros(arguments.busy_poll.into()),
             prompt_threads,
             seed: secret(),
             driver: match arguments.driver {
@@ -123,6 +154,11 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         .workers
         .start(&daemon)
         .context("can't start the workers")?;
+    let mut answers = Answers::default();
+    answers.status_at(&run_dir.status_socket())?;
+    if let Some(address) = &arguments.metrics_listen {
+        answers.metrics_at(address)?;
+    }
     let reaper_stop = Arc::new(AtomicBool::new(false));
     let reaper = spawn("reaper", {
         let (daemon, stop) = (Arc::clone(&daemon), Arc::clone(&reaper_stop));
@@ -132,7 +168,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         let daemon = Arc::clone(&daemon);
         move || devices::follow(&daemon, &mail, monitor)
     })?;
-    answer_status(&run_dir, &daemon)?;
+    answer::start(answers, &daemon)?;
     let running = server
         .serve(Arc::new(families::Server::new(Arc::clone(&daemon))))
         .context("can't start the netlink server")?;
@@ -166,45 +202,23 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         }
     }
     remove_file(&run_dir.status_socket());
+    if let Some(MetricsAddress::Unix(path)) = &arguments.metrics_listen {
+        remove_file(path);
+    }
     remove_file(&run_dir.pid_file());
     Ok(())
 }
 
-fn spawn(name: &str, life: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+/// Starts a thread.
+pub(crate) fn spawn(name: &str, life: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(life)
         .with_context(|| format!("can't start the {name} thread"))
 }
 
-/// One answer a connection: the status as JSON. Ends with the process.
-fn answer_status(run_dir: &RunDir, daemon: &Arc<Daemon>) -> Result<()> {
-    let path = run_dir.status_socket();
-    // Left by a daemon that is dead: we hold the directory's lock.
-    remove_file(&path);
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("can't listen on {}", path.display()))?;
-    // Reading is open to all, as GET requests are.
-    std::fs::set_permissions(&path, Permissions::from_mode(0o666))
-        .with_context(|| format!("can't open {} to all", path.display()))?;
-    let daemon = Arc::clone(daemon);
-    spawn("status", move || {
-        for stream in listener.incoming() {
-            let answered = stream.map_err(anyhow::Error::from).and_then(|mut stream| {
-                // A client that doesn't read is given up, so that it keeps no other waiting.
-                stream.set_write_timeout(Some(std::time::Duration::from_secs(2)))?;
-                stream.write_all(serde_json::to_string(&Status::of(&daemon))?.as_bytes())?;
-                Ok(())
-            });
-            if let Err(error) = answered {
-                info!("status: {error:#}");
-            }
-        }
-    })?;
-    Ok(())
-}
-
-fn remove_file(path: &Path) {
+/// Removes a file that may not be there.
+pub(crate) fn remove_file(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -7,13 +7,29 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets};
-use datapath::conntrack::client::Statistics;
 use datapath::status::{DatapathStatus, PacketCounts, Status};
 
 use crate::rundir::RunDir;
 
 /// Asks the daemon, and prints.
 pub fn status(path: &Path, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", ask_json(path)?.trim_end())?;
+        return Ok(());
+    }
+    let status = ask(path)?;
+    out.write_all(show(&status, std::io::stdout().is_terminal())?.as_bytes())?;
+    Ok(())
+}
+
+/// The status of the daemon of that run directory.
+pub fn ask(path: &Path) -> Result<Status> {
+    serde_json::from_str(&ask_json(path)?)
+        .context("the daemon's answer can't be read: is it of another version?")
+}
+
+fn ask_json(path: &Path) -> Result<String> {
     let run_dir = RunDir::new(path);
     let mut stream = UnixStream::connect(run_dir.status_socket()).with_context(|| {
         format!(
@@ -26,15 +42,7 @@ pub fn status(path: &Path, json: bool) -> Result<()> {
     stream
         .read_to_string(&mut text)
         .context("the daemon broke off in the middle of its answer")?;
-    let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{}", text.trim_end())?;
-        return Ok(());
-    }
-    let status: Status = serde_json::from_str(&text)
-        .context("the daemon's answer can't be read: is it of another version?")?;
-    out.write_all(show(&status, std::io::stdout().is_terminal())?.as_bytes())?;
-    Ok(())
+    Ok(text)
 }
 
 fn show(status: &Status, terminal: bool) -> Result<String> {
@@ -45,8 +53,8 @@ fn show(status: &Status, terminal: bool) -> Result<String> {
         status.version,
         status.pid,
         status.uptime_s,
-        status.workers,
-        if status.workers == 1 { "" } else { "s" },
+        status.workers.len(),
+        if status.workers.len() == 1 { "" } else { "s" },
         status.clients.len()
     )?;
     for note in &status.notes {
@@ -58,23 +66,70 @@ fn show(status: &Status, terminal: bool) -> Result<String> {
             "no datapaths: ovs-vswitchd makes one when it starts under `ovs-dpd exec`"
         )?;
     }
-    show_conntrack(&mut text, &status.conntrack)?;
+    show_workers(&mut text, status)?;
+    show_conntrack(&mut text, status)?;
     for datapath in &status.datapaths {
         show_datapath(&mut text, datapath, terminal)?;
     }
     Ok(text)
 }
 
+/// Queues of a worker that are shown by name.
+const BUSIEST: usize = 4;
+
+/// A line each.
+fn show_workers(text: &mut String, status: &Status) -> Result<()> {
+    for (number, worker) in status.workers.iter().enumerate() {
+        let cpu = match worker.cpu {
+            Some(cpu) => format!(" on CPU {cpu}"),
+            None => String::new(),
+        };
+        write!(
+            text,
+            "worker {number}{cpu}: busy {:.0} %, {} queue{}",
+            worker.busy_share * 100.0,
+            worker.queues.len(),
+            if worker.queues.len() == 1 { "" } else { "s" }
+        )?;
+        let mut queues: Vec<_> = worker
+            .queues
+            .iter()
+            .filter(|q| q.busy_share >= 0.01)
+            .collect();
+        queues.sort_by(|a, b| b.busy_share.total_cmp(&a.busy_share));
+        for (index, queue) in queues.iter().take(BUSIEST).enumerate() {
+            let comma = if index == 0 { ":" } else { "," };
+            write!(
+                text,
+                "{comma} {} {:.0} %",
+                queue.port,
+                queue.busy_share * 100.0
+            )?;
+        }
+        writeln!(text)?;
+    }
+    if status.queue_moves != 0 {
+        writeln!(
+            text,
+            "queues moved from busy workers to idle ones: {}",
+            status.queue_moves
+        )?;
+    }
+    Ok(())
+}
+
 /// Nothing while there has been no connection.
-fn show_conntrack(text: &mut String, of: &Statistics) -> Result<()> {
+fn show_conntrack(text: &mut String, status: &Status) -> Result<()> {
+    let of = &status.conntrack;
     if of.inserted + of.invalid + of.limited + of.fragments_waiting == 0 {
         return Ok(());
     }
     writeln!(
         text,
-        "conntrack: {} connections, {} expected; {} made, {} expired, {} deleted; refused: clash {} limit {} full {}; \
+        "conntrack: {} connections of {} at most, {} expected; {} made, {} expired, {} deleted; refused: clash {} limit {} full {}; \
          evicted {}; invalid packets {}; reassembled {}",
         of.connections,
+        status.connections_limit,
         of.expectations,
         of.inserted,
         of.expired,
@@ -102,10 +157,11 @@ fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -
     )?;
     writeln!(
         text,
-        "  flows {}, masks {} (cache {}), lookups: hit {} missed {} through the cache {}",
+        "  flows {}, masks {} (cache {}), meters {}, lookups: hit {} missed {} through the cache {}",
         datapath.flows,
         datapath.masks,
         datapath.masks_cache_size,
+        datapath.meters,
         lookups.hit,
         lookups.missed,
         lookups.cache_hit
@@ -144,6 +200,13 @@ fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -
         ]);
     }
     writeln!(text, "{table}")?;
+    if !datapath.elsewhere.dropped.is_empty() {
+        writeln!(
+            text,
+            "  dropped without a port, or at ports that are gone: {}",
+            drops(&datapath.elsewhere)
+        )?;
+    }
     for port in &datapath.ports {
         write!(text, "  {}: {}", port.name, port.mode)?;
         if port.host_queue_full + port.host_rx_errors != 0 {

@@ -103,6 +103,11 @@ impl Tracker {
         self.sources.len()
     }
 
+    /// How many connections there can be.
+    pub fn max_connections(&self) -> usize {
+        self.table.capacity()
+    }
+
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
         let Counters {

@@ -120,6 +120,11 @@ impl Table {
         self.len() == 0
     }
 
+    /// How many connections there can be: a shard holds no more than its part.
+    pub fn capacity(&self) -> usize {
+        self.per_shard * SHARDS
+    }
+
     /// The connection that has this tuple, and in which direction.
     pub fn find(&self, tuple: &Tuple, now: u64) -> Option<(Arc<Connection>, Direction)> {
         let hash = tuple.hash(self.key);

@@ -47,6 +47,8 @@ impl World {
         let (sending, notices) = mailbox().expect("a descriptor");
         let options = Options {
             workers: 0,
+            cpus: None,
+            busy_poll: std::time::Duration::ZERO,
             prompt_threads: 4,
             seed,
             driver: DriverChoice::Auto,
