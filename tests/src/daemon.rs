@@ -87,10 +87,17 @@ impl Daemon {
     ///
     /// # Errors
     /// It ends, or says nothing.
-    pub fn start(programs: &Programs, host: &Namespace, run_dir: &Path) -> Result<Self> {
+    pub fn start(
+        programs: &Programs,
+        host: &Namespace,
+        run_dir: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let output = run_dir.with_extension("out");
         let run_dir = run_dir.display().to_string();
-        let command = host.command([&programs.ovs_dpd(), "run", "--run-dir", &run_dir]);
+        let program = programs.ovs_dpd();
+        let words = [&[program.as_str(), "run", "--run-dir", &run_dir], arguments].concat();
+        let command = host.command(words.as_slice());
         let mut process = Process::spawn(command, &output)?;
         process.wait_output("ready", wait::SOON)?;
         Ok(Self { process })

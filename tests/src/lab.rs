@@ -230,7 +230,15 @@ impl Lab {
     /// # Errors
     /// It doesn't start.
     pub fn start_daemon(&self) -> Result<()> {
-        let daemon = Daemon::start(self.programs()?, &self.host, &self.run_dir())?;
+        self.start_daemon_with(&[])
+    }
+
+    /// Starts ovs-dpd with more arguments of `run`.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub fn start_daemon_with(&self, arguments: &[&str]) -> Result<()> {
+        let daemon = Daemon::start(self.programs()?, &self.host, &self.run_dir(), arguments)?;
         *lock(&self.daemon) = Some(daemon);
         Ok(())
     }

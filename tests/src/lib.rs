@@ -15,6 +15,7 @@
 //! - [`sandbox`]: the same test once more, as a user without privileges.
 //! - [`requirement`]: what the machine must have; never skipped silently.
 //! - [`traffic`]: ping, iperf3, TCP, UDP, raw frames, collectors.
+//! - [`exposition`]: Prometheus' text format, read strictly.
 //! - [`corpus`]: recorded answers of the kernel module, to be replayed.
 //! - [`replay`]: those recordings against a running ovs-dpd.
 //! - [`wait`]: polls with a deadline, instead of sleeps.
@@ -22,6 +23,7 @@
 pub mod corpus;
 pub mod daemon;
 pub mod endpoint;
+pub mod exposition;
 pub mod lab;
 pub mod log;
 pub mod namespace;
