@@ -3,6 +3,7 @@
 //! From the outside in:
 //! - [`daemon`]: what all threads share; the threads and the order of locks;
 //! - [`families`]: what requests mean;
+//! - [`ctnetlink`]: the same for the tracker's connections;
 //! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
 //! - [`worker`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
@@ -13,6 +14,7 @@
 pub mod codec;
 pub mod conntrack;
 pub mod counters;
+pub mod ctnetlink;
 pub mod daemon;
 pub mod datapath;
 pub mod device_source;

@@ -5,7 +5,8 @@
 mod conntrack_common;
 
 use conntrack_common::*;
-use datapath::conntrack::timeout::Timeouts;
+use datapath::conntrack::timeout::{Policy, Timeouts};
+use datapath::conntrack::tuple::Family;
 use etherparse::{Icmpv6Header, NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use flow::action::{Conntrack, Masked, Nat};
 use frame::{PartialChecksum, complete_checksum};
@@ -159,10 +160,14 @@ fn a_policy_says_how_long_and_one_that_does_not_exist_nothing() {
     let tracker = tracker(100);
     tracker.set_policy(
         "short",
-        Timeouts {
-            udp_single: 2 * SECOND,
-            ..Timeouts::default()
-        },
+        Policy::new(
+            Family::V4,
+            17,
+            Timeouts {
+                udp_single: 2 * SECOND,
+                ..Timeouts::default()
+            },
+        ),
     );
     for (name, port, lives) in [("short", 1, 2), ("unknown", 2, 30)] {
         let ends = Ends {

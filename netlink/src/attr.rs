@@ -44,6 +44,11 @@ impl<'a> Attr<'a> {
         self.array().map(u32::from_ne_bytes)
     }
 
+    /// As u32 in network order. ERANGE when shorter.
+    pub fn be32(&self) -> Result<u32, Errno> {
+        self.array().map(u32::from_be_bytes)
+    }
+
     /// As u64 in host order. ERANGE when shorter.
     pub fn u64(&self) -> Result<u64, Errno> {
         self.array().map(u64::from_ne_bytes)
@@ -216,6 +221,11 @@ impl<'b> Writer<'b> {
 
     /// Network order.
     pub fn be32(&mut self, kind: u16, value: u32) {
+        self.fixed(kind, value.to_be_bytes());
+    }
+
+    /// Network order.
+    pub fn be64(&mut self, kind: u16, value: u64) {
         self.fixed(kind, value.to_be_bytes());
     }
 

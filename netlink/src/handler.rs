@@ -61,8 +61,8 @@ pub trait Handler: Send + Sync + 'static {
 
 /// A running dump: a cursor, no snapshot that the reader's slowness would keep alive.
 pub trait Dump: Send {
-    /// Appends messages to `part` until one doesn't fit (`Fit::Full`; keep the cursor before it) or
-    /// all have been: `Ok(true)`. Runs on the prompt thread: must not sleep.
+    /// Appends messages to `part` until one doesn't fit (`Fit::Full`; keep the cursor before it), or
+    /// until it [pauses](DumpPart::pause), or until all have been: `Ok(true)`. Runs on the prompt thread: must not sleep.
     ///
     /// # Errors
     /// Ends the dump: the client gets it in NLMSG_DONE. What `part` holds is sent before.
@@ -90,9 +90,16 @@ pub struct DumpPart<'b> {
     pub(crate) begin: usize,
     pub(crate) seq: u32,
     pub(crate) port_id: u32,
+    pub(crate) paused: bool,
 }
 
 impl DumpPart<'_> {
+    /// For a dump that has looked at a lot and found little: it goes on when it's the client's turn
+    /// again, although this part isn't full (or is empty).
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
     /// Appends a message of `family` whose attributes `build` writes. `build` may run and its work be
     /// thrown away: it has no effects.
     ///

@@ -341,12 +341,13 @@ impl RunningDump {
             buffer: &mut out.buffer,
             seq: self.seq,
             port_id: self.port_id,
+            paused: false,
         };
         let filled = guard(|| self.dump.fill(&mut part)).unwrap_or(Err(Errno::EIO));
-        let empty = part.is_empty();
+        let (empty, paused) = (part.is_empty(), part.paused);
         let over = match filled {
             // No progress: it would never end.
-            Ok(false) if empty => Some(Some(Errno::EMSGSIZE)),
+            Ok(false) if empty && !paused => Some(Some(Errno::EMSGSIZE)),
             Ok(false) => None,
             Ok(true) => Some(None),
             Err(errno) => Some(Some(errno)),

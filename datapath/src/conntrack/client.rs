@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
-use super::timeout::Timeouts;
+use super::timeout::{Policy, Timeouts};
 use super::tuple::Tuple;
 use super::{Counters, Tracker};
 
@@ -56,25 +56,52 @@ impl Tracker {
         }
     }
 
-    /// Deletes what `of` says of; tells how many.
-    pub fn remove_all(&self, now: u64, of: impl Fn(&Connection) -> bool) -> usize {
+    /// Deletes the connections that `of` says of, with what their helpers expect; tells how many. With
+    /// a zone only that zone's are looked at, and what it has none of isn't looked for.
+    pub fn remove_all(
+        &self,
+        now: u64,
+        zone: Option<u16>,
+        of: impl Fn(&Connection) -> bool,
+    ) -> usize {
         let mut removed = 0;
-        self.for_each(now, |connection| {
-            if of(connection) && self.remove(connection) {
-                removed += 1;
+        for shard in 0..self.table.shards() {
+            if zone.is_some_and(|zone| self.limits.count(zone) == 0) {
+                break;
             }
-            true
-        });
+            let those = self.table.select(shard, now, |original| {
+                zone.is_none_or(|zone| original.zone == zone)
+            });
+            for connection in those {
+                if of(&connection) && self.remove(&connection) {
+                    removed += 1;
+                }
+            }
+        }
+        if removed > 0 {
+            self.expectations.expire(now);
+        }
         removed
     }
 
-    /// Makes or replaces a timeout policy. Connections that have the old one keep it.
-    pub fn set_policy(&self, name: &str, policy: Timeouts) {
+    /// Puts a policy in the place of the one that has the name now, if any. Connections that began with
+    /// that one keep it.
+    pub fn set_policy(&self, name: &str, policy: Policy) {
         let mut policies = self
             .policies
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         policies.insert(name.into(), Arc::new(policy));
+    }
+
+    /// How long connections without a policy live.
+    pub fn default_timeouts(&self) -> Arc<Timeouts> {
+        self.timeouts.load_full()
+    }
+
+    /// Others from the connections' next packets on.
+    pub fn set_default_timeouts(&self, timeouts: Timeouts) {
+        self.timeouts.store(Arc::new(timeouts));
     }
 
     /// False: there is none of that name.
@@ -87,13 +114,13 @@ impl Tracker {
     }
 
     /// All timeout policies by name.
-    pub fn policies(&self) -> HashMap<Box<str>, Arc<Timeouts>> {
+    pub fn policies(&self) -> HashMap<Box<str>, Arc<Policy>> {
         let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
         policies.clone()
     }
 
     /// The policy of that name.
-    pub fn policy(&self, name: &str) -> Option<Arc<Timeouts>> {
+    pub fn policy(&self, name: &str) -> Option<Arc<Policy>> {
         let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
         policies.get(name).map(Arc::clone)
     }

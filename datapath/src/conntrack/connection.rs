@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::helper::HelperState;
 use super::sctp::Sctp;
 use super::tcp::Tcp;
-use super::timeout::Timeouts;
+use super::timeout::Policy;
 use super::tuple::{Direction, Tuple};
 
 /// Bits of [`Connection::status`]: `enum ip_conntrack_status` of uapi
@@ -74,7 +74,7 @@ pub struct State {
     /// Packets and bytes by direction, as on the wire from the IP header on.
     pub counts: [(u64, u64); 2],
     /// The policy that says how long it lives; None: the defaults.
-    pub timeouts: Option<Arc<Timeouts>>,
+    pub timeouts: Option<Arc<Policy>>,
     /// How long it lives from its commit on, in nanoseconds.
     pub lifetime: u64,
 }
@@ -133,6 +133,12 @@ impl Connection {
     #[inline]
     pub fn is(&self, bits: u32) -> bool {
         self.status() & bits != 0
+    }
+
+    /// How many hold it besides the table, the caller among them: packets, expected connections.
+    pub fn users(self: &Arc<Self>) -> usize {
+        // The table's: two entries and a place.
+        Arc::strong_count(self).saturating_sub(3)
     }
 
     /// Sets bits; tells which of them were set before.

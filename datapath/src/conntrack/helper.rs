@@ -92,6 +92,13 @@ impl Shift {
 }
 
 impl HelperState {
+    /// How a direction's sequence numbers are shifted: from which number on, by how much before it, and
+    /// by how much behind.
+    pub fn shift(&self, direction: Direction) -> (u32, i32, i32) {
+        let shift = self.shifts.get(direction.index());
+        shift.map_or((0, 0, 0), |shift| (shift.at, shift.before, shift.after))
+    }
+
     /// At a connection's beginning.
     pub fn new(helper: Helper) -> Self {
         Self {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Protocol, State, status};
 use super::protocol::{self, Sort, Verdict};
-use super::timeout::Timeouts;
+use super::timeout::Policy;
 use super::tuple::{Direction, Tuple, proto};
 use super::wire::{Headers, array};
 use super::{Attached, Counters, Relation, Tracker};
@@ -18,7 +18,7 @@ impl Tracker {
         packet: &Packet,
         headers: &Headers,
         zone: u16,
-        policy: Option<&Arc<Timeouts>>,
+        policy: Option<&Arc<Policy>>,
         now: u64,
     ) -> Option<Attached> {
         let found = match protocol::sort(packet, headers) {
@@ -38,7 +38,7 @@ impl Tracker {
         packet: &Packet,
         headers: &Headers,
         zone: u16,
-        policy: Option<&Arc<Timeouts>>,
+        policy: Option<&Arc<Policy>>,
         now: u64,
     ) -> Option<Attached> {
         let tuple = headers.tuple(packet.frame.bytes(), zone)?;
@@ -53,7 +53,7 @@ impl Tracker {
             };
             let verdict = {
                 let mut state = connection.lock();
-                let defaults = &self.timeouts;
+                let defaults = &self.timeouts.load();
                 protocol::handle(
                     &connection,
                     &mut state,
@@ -94,7 +94,7 @@ impl Tracker {
         packet: &Packet,
         headers: &Headers,
         tuple: Tuple,
-        policy: Option<&Arc<Timeouts>>,
+        policy: Option<&Arc<Policy>>,
         now: u64,
     ) -> Option<Connection> {
         let reply = tuple.inverse()?;
@@ -109,7 +109,7 @@ impl Tracker {
             labels: [0; 16],
             helper: None,
             counts: [(0, 0); 2],
-            timeouts: policy.map(Arc::clone),
+            timeouts: policy.filter(|of| of.applies(&tuple)).map(Arc::clone),
             lifetime: 0,
         };
         let connection = Connection::new(self.next_id(), tuple, master, state);

@@ -26,6 +26,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use arc_swap::ArcSwap;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -35,7 +36,7 @@ use self::fragment::Fragments;
 use self::limit::Limits;
 use self::nat::Sources;
 use self::table::Table;
-use self::timeout::Timeouts;
+use self::timeout::{Policy, Timeouts};
 use self::tuple::{Direction, HashKey};
 
 pub mod action;
@@ -138,8 +139,8 @@ pub struct Tracker {
     /// Waiting for their other parts.
     pub fragments: Fragments,
     sources: Sources,
-    timeouts: Timeouts,
-    policies: RwLock<HashMap<Box<str>, Arc<Timeouts>>>,
+    timeouts: ArcSwap<Timeouts>,
+    policies: RwLock<HashMap<Box<str>, Arc<Policy>>>,
     key: HashKey,
     ids: AtomicU32,
     choices: AtomicU64,
@@ -157,7 +158,7 @@ impl Tracker {
             counters: Counters::default(),
             fragments: Fragments::default(),
             sources: Sources::new(key),
-            timeouts: config.timeouts,
+            timeouts: ArcSwap::from_pointee(config.timeouts),
             policies: RwLock::default(),
             key,
             ids: AtomicU32::new(random.random()),

@@ -98,7 +98,8 @@ pub fn handle(
     let seen_reply = connection.is(status::SEEN_REPLY);
     let assured = connection.is(status::ASSURED);
     let policy = state.timeouts.clone();
-    let timeouts = policy.as_deref().unwrap_or(defaults);
+    let own = policy.map(|policy| policy.timeouts());
+    let timeouts = own.as_deref().unwrap_or(defaults);
     let (timeout, sure) = match &mut state.protocol {
         Protocol::Tcp(tcp) => {
             let Some(segment) = Segment::parse(l4) else {

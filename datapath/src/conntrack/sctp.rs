@@ -65,6 +65,13 @@ pub struct Sctp {
     tags: [Option<u32>; 2],
 }
 
+impl Sctp {
+    /// The tags that packets of each direction bear; 0: not known yet.
+    pub fn tags(&self) -> [u32; 2] {
+        self.tags.map(|tag| tag.unwrap_or(0))
+    }
+}
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -110,6 +110,11 @@ impl Table {
         self.shards.len()
     }
 
+    /// How many connections there can be.
+    pub fn capacity(&self) -> usize {
+        self.per_shard * self.shards()
+    }
+
     /// How many connections there are.
     pub fn len(&self) -> usize {
         (0..SHARDS).map(|shard| self.lock(shard).connections).sum()
@@ -292,11 +297,21 @@ impl Table {
 
     /// The connections of one shard at this moment.
     pub fn snapshot(&self, shard: usize, now: u64) -> Vec<Arc<Connection>> {
+        self.select(shard, now, |_| true)
+    }
+
+    /// Those of them whose original tuple `of` wants. It runs under the shard's lock.
+    pub fn select(
+        &self,
+        shard: usize,
+        now: u64,
+        of: impl Fn(&Tuple) -> bool,
+    ) -> Vec<Arc<Connection>> {
         let shard = self.lock(shard);
         let originals = shard
             .entries
             .iter()
-            .filter(|entry| entry.direction == Direction::Original);
+            .filter(|entry| entry.direction == Direction::Original && of(&entry.tuple));
         originals
             .filter(|entry| !entry.connection.expired(now))
             .map(|entry| Arc::clone(&entry.connection))

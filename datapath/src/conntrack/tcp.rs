@@ -5,6 +5,8 @@
 //! taken up in its middle. Once a connection is established, and committed, the datapath is liberal:
 //! segments outside the window aren't invalid.
 
+pub mod flags;
+
 use super::timeout::Timeouts;
 use super::tuple::Direction;
 

@@ -1,5 +1,10 @@
 //! How long a connection lives without packets: nf_conntrack's defaults, or a policy's.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::tuple::{Family, Tuple};
 use super::{sctp, tcp};
 
 const SECOND: u64 = 1_000_000_000;
@@ -49,6 +54,44 @@ impl Default for Timeouts {
             icmpv6: 30 * SECOND,
             generic: 600 * SECOND,
         }
+    }
+}
+
+/// A policy that a client made under a name: for connections of one family and one protocol.
+///
+/// Connections that began with it follow its changes, also when it has lost its name.
+#[derive(Debug)]
+pub struct Policy {
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// IP protocol.
+    pub proto: u8,
+    timeouts: ArcSwap<Timeouts>,
+}
+
+impl Policy {
+    /// Only the protocol's own timeouts count.
+    pub fn new(family: Family, proto: u8, timeouts: Timeouts) -> Self {
+        Self {
+            family,
+            proto,
+            timeouts: ArcSwap::from_pointee(timeouts),
+        }
+    }
+
+    /// Those in force.
+    pub fn timeouts(&self) -> Arc<Timeouts> {
+        self.timeouts.load_full()
+    }
+
+    /// Others from now on.
+    pub fn replace(&self, timeouts: Timeouts) {
+        self.timeouts.store(Arc::new(timeouts));
+    }
+
+    /// Whether it is meant for such connections.
+    pub fn applies(&self, tuple: &Tuple) -> bool {
+        self.family == tuple.family && self.proto == tuple.proto
     }
 }
 

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use ::flow::table::Reclaimer;
 use crossbeam_epoch::LocalHandle;
-use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Request};
+use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Protocol, Request, Service};
 
-use crate::daemon::Daemon;
+use crate::ctnetlink::Ctnetlink;
+use crate::daemon::{Daemon, now_ns};
 use crate::executor::Executor;
 
 pub mod ct_limit;
@@ -27,12 +28,14 @@ pub use netlink::family::command;
 /// The daemon, as the netlink server sees it.
 pub struct Server {
     daemon: Arc<Daemon>,
+    ctnetlink: Ctnetlink,
 }
 
 impl Server {
     /// Answers for `daemon`.
     pub fn new(daemon: Arc<Daemon>) -> Self {
-        Self { daemon }
+        let ctnetlink = Ctnetlink::new(Arc::clone(&daemon.conntrack), now_ns);
+        Self { daemon, ctnetlink }
     }
 }
 
@@ -71,6 +74,13 @@ impl Handler for Server {
     }
 
     fn before_sleep(&self) {}
+
+    fn service(&self, protocol: Protocol) -> Option<&dyn Service> {
+        match protocol {
+            Protocol::Netfilter => Some(&self.ctnetlink),
+            Protocol::Generic | Protocol::Route => None,
+        }
+    }
 }
 
 /// What a thread of the server needs for packets and flows: its executor, its part in the epoch.

@@ -315,7 +315,7 @@ impl Shared {
                 return false;
             }
             let over = dump.advance(out);
-            client.dumped |= !over || out.ends.len() > 1;
+            client.dumped |= out.ends.len() > usize::from(over);
             client.connection.send(out);
             out.clear();
             if over {

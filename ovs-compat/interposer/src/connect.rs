@@ -15,12 +15,11 @@ use crate::{sys, table};
 /// How long a daemon may take to let a client in, before it counts as none.
 const PATIENCE_MS: i64 = 5000;
 
-/// Whether the daemon may serve sockets of this protocol. NETLINK_ROUTE (tunnel links) and
-/// NETLINK_NETFILTER (conntrack) will join here, each with its own `message::verdict`.
+/// Whether the daemon may serve sockets of this protocol. (Those of NETLINK_ROUTE stay the kernel's.)
 pub fn serves(domain: c_int, kind: c_int, protocol: c_int) -> bool {
     let kind = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
     domain == libc::AF_NETLINK
-        && protocol == libc::NETLINK_GENERIC
+        && (protocol == libc::NETLINK_GENERIC || protocol == libc::NETLINK_NETFILTER)
         && (kind == libc::SOCK_RAW || kind == libc::SOCK_DGRAM)
 }
 
@@ -31,7 +30,7 @@ pub struct Name {
     pub port_id: u32,
     /// SOCK_RAW or SOCK_DGRAM.
     pub kind: c_int,
-    /// `NETLINK_GENERIC`, ...
+    /// `NETLINK_GENERIC` or `NETLINK_NETFILTER`.
     pub protocol: c_int,
 }
 
@@ -96,7 +95,7 @@ pub fn name_of(fd: c_int) -> Option<Name> {
     Name::parse(bytes.get(..length)?)
 }
 
-/// What `socket(AF_NETLINK, kind, NETLINK_GENERIC)` gives: None for a real netlink socket.
+/// What `socket(AF_NETLINK, kind, protocol)` gives: None for a real netlink socket.
 pub fn open(kind: c_int, protocol: c_int) -> Option<Result<c_int, sys::Errno>> {
     let kept = kind & libc::SOCK_CLOEXEC;
     let fd = sys::socket(

@@ -3,12 +3,14 @@
 //!
 //! Only the kernel can own a generic-netlink family. So `socket(AF_NETLINK, *, NETLINK_GENERIC)`
 //! gives a UNIX socket, connected to the daemon, that carries the same datagrams; package
-//! `transport` says how. What a UNIX socket does otherwise than a netlink socket is hidden here.
+//! `transport` says how. The same with `NETLINK_NETFILTER`, where the daemon has the subsystems of
+//! ctnetlink. What a UNIX socket does otherwise than a netlink socket is hidden here.
 //! `poll`, `epoll` and what waits in between are the kernel's own.
 //!
 //! # What a caller can rely on
 //! - No daemon, one of another network namespace or version: a real netlink socket.
-//! - A descriptor whose first message is for a family that isn't Open vSwitch's becomes a real
+//! - A descriptor whose first message is for a family that isn't Open vSwitch's (or a subsystem
+//!   that isn't ctnetlink's: nftables, ipset) becomes a real
 //!   netlink socket before that message is sent, under the same number and port id
 //!   ([`leave`]). So ethtool, devlink and wg reach the kernel. A later message for such a family
 //!   is put to the kernel on the side, and its answers come in order ([`relay`]).
@@ -30,8 +32,7 @@
 //! `extern "C-unwind"` without destructors for that reason. What serves our own has no panic in
 //! it; if it had one, it would abort and not unwind into C.
 //!
-//! Other protocols (NETLINK_ROUTE for tunnel links, NETLINK_NETFILTER for conntrack) join in
-//! [`connect::serves`].
+//! What is redirected: [`connect::serves`].
 #![allow(unsafe_code)] // The C library's functions are replaced here: nothing of it can be safe.
 
 mod connect;

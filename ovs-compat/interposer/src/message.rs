@@ -1,4 +1,6 @@
-//! For whom a generic-netlink message is.
+//! For whom a message is: by family in generic netlink, by subsystem in netfilter's.
+
+use core::ffi::c_int;
 
 use transport::Header;
 
@@ -13,12 +15,15 @@ const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_CMD_GETPOLICY: u8 = 10;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+/// `NFNL_SUBSYS_*` (linux/netfilter/nfnetlink.h), the high byte of `nlmsg_type`, that the daemon serves:
+/// CTNETLINK, CTNETLINK_EXP, CTNETLINK_TIMEOUT.
+const SUBSYSTEMS: [u8; 3] = [1, 2, 8];
 /// `NLA_TYPE_MASK`.
 const TYPE_MASK: u16 = 0x3fff;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// For one of the daemon's families, or a question about one.
+    /// For one of the daemon's families or subsystems, or a question about one.
     Ours,
     /// For any other family, or a question about any other, or about all.
     Kernels,
@@ -26,11 +31,19 @@ pub enum Verdict {
     Neutral,
 }
 
-/// Looks at the first message, given its first [`HEAD_LEN`] bytes.
-pub fn verdict(head: &[u8]) -> Verdict {
+/// Looks at the first message to a socket of this protocol, given its first [`HEAD_LEN`] bytes.
+pub fn verdict(protocol: c_int, head: &[u8]) -> Verdict {
     let Some(header) = Header::parse(head) else {
         return Verdict::Neutral;
     };
+    if protocol == libc::NETLINK_NETFILTER {
+        let [subsystem, _] = header.kind.to_be_bytes();
+        return match header.kind {
+            0..GENL_ID_CTRL => Verdict::Neutral,
+            _ if SUBSYSTEMS.contains(&subsystem) => Verdict::Ours,
+            _ => Verdict::Kernels,
+        };
+    }
     match header.kind {
         0..GENL_ID_CTRL => Verdict::Neutral,
         GENL_ID_CTRL if asks_for_ours(header, head).unwrap_or(false) => Verdict::Ours,

@@ -6,6 +6,7 @@
 
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::Outcome;
 use crate::leave;
@@ -35,7 +36,8 @@ pub fn datagram(fd: c_int, slot: &Slot, vectors: &[libc::iovec], flags: c_int) -
     }
     let mut head = [0; HEAD_LEN];
     let head = gather(vectors, &mut head);
-    match (verdict(head), slot.state()) {
+    let protocol = slot.protocol.load(Relaxed);
+    match (verdict(protocol, head), slot.state()) {
         (Verdict::Kernels, State::Ours) => return relay::exchange(fd, slot, vectors, total),
         (Verdict::Kernels, _) => return leave::to_kernel(fd, slot),
         (Verdict::Ours, State::Undecided) => {
