@@ -17,11 +17,12 @@ use crossbeam_epoch::Guard;
 use flow::action::{Action, ActionList, SetField};
 use flow::cache::{LookupCounters, MaskCache};
 use flow::extract::{self, Metadata};
+use flow::flow::Flow;
 use flow::hash;
 use flow::key::{Key, TunnelKey};
 use flow::rewrite::{self, Ttl};
 use flow::stats::{self, Source};
-use flow::table::FlowTable;
+use flow::table::{FlowTable, LANES};
 use frame::{Frame, GsoKind, Pool};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -115,6 +116,9 @@ pub struct Executor {
     caches: Vec<(u64, MaskCache)>,
     random: SmallRng,
     hash_seed: u32,
+    /// Packets of one port that are to be looked up side by side. Empty between batches.
+    #[allow(clippy::vec_box)]
+    together: Vec<Box<Packet>>,
     /// Boxes to be used again.
     #[allow(clippy::vec_box)] // The boxes are what is kept: packets move by pointer.
     spare: Vec<Box<Packet>>,
@@ -141,6 +145,7 @@ impl Executor {
             caches: Vec::new(),
             random,
             hash_seed: seed as u32,
+            together: Vec::with_capacity(LANES),
             spare: Vec::new(),
         }
     }
@@ -165,11 +170,43 @@ impl Executor {
                 Ok(layers) => {
                     packet.layers = layers;
                     packet.hash = self.hash(&packet.key);
-                    self.process(batch, packet);
+                    self.together.push(packet);
+                    if self.together.len() == LANES {
+                        self.process_together(batch);
+                    }
                 }
                 Err(_) => self.drop(batch, packet, DropReason::Malformed),
             }
         }
+        self.process_together(batch);
+    }
+
+    /// Looks up all packets that were put together, then carries each.
+    fn process_together(&mut self, batch: &mut Batch<'_>) {
+        let mut packets = std::mem::take(&mut self.together);
+        if let (Some(table), Some(first)) = (batch.table, packets.first()) {
+            let cache = cache_for(&mut self.caches, table);
+            let mut looked = LookupCounters::default();
+            let found = table.lookup_batch(
+                &packets,
+                |p| (&p.key, p.hash),
+                batch.guard,
+                cache,
+                &mut looked,
+            );
+            // They come from one port.
+            let cell = batch.cell(first.ingress, self.index);
+            cell.mask_hit.add(looked.mask_hit);
+            cell.cache_hit.add(looked.cache_hit);
+            for (packet, found) in packets.drain(..).zip(found) {
+                self.carry(batch, packet, found);
+            }
+        } else {
+            for packet in packets.drain(..) {
+                self.process(batch, packet);
+            }
+        }
+        self.together = packets;
     }
 
     /// A packet that user space sends with actions of its own.
@@ -217,6 +254,12 @@ impl Executor {
         let found = table.lookup(&packet.key, packet.hash, batch.guard, cache, &mut looked);
         cell.mask_hit.add(looked.mask_hit);
         cell.cache_hit.add(looked.cache_hit);
+        self.carry(batch, packet, found);
+    }
+
+    /// A packet was looked up.
+    fn carry<'g>(&mut self, batch: &mut Batch<'g>, packet: Box<Packet>, found: Option<&'g Flow>) {
+        let cell = batch.cell(packet.ingress, self.index);
         match found {
             Some(flow) => {
                 cell.hit.add(1);

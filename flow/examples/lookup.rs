@@ -31,11 +31,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// Nanoseconds a lookup, and masks looked at.
 fn time(
     table: &FlowTable,
-    cache: u32,
+    batched: bool,
     packets: &[(Key, u32)],
     handle: &LocalHandle,
 ) -> Result<(f64, f64), flow::table::BadCacheSize> {
-    table.set_masks_cache_size(cache)?;
+    table.set_masks_cache_size(256)?;
     let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
     let mut guard = handle.pin();
     let mut spent = 0;
@@ -44,9 +44,22 @@ fn time(
         // Whoever looks up has just read the packet: its key is at hand.
         let batch = of.to_vec();
         let start = cpu();
-        for (key, hash) in &batch {
-            let found = table.lookup(black_box(key), *hash, &guard, &mut cache, &mut counters);
-            black_box(found);
+        if batched {
+            for group in batch.chunks(flow::table::LANES) {
+                let found = table.lookup_batch(
+                    black_box(group),
+                    |(key, hash)| (key, *hash),
+                    &guard,
+                    &mut cache,
+                    &mut counters,
+                );
+                black_box(found);
+            }
+        } else {
+            for (key, hash) in &batch {
+                let found = table.lookup(black_box(key), *hash, &guard, &mut cache, &mut counters);
+                black_box(found);
+            }
         }
         spent += cpu() - start;
     }
@@ -97,9 +110,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut turns = vec![Vec::new(); cases.len()];
         for _ in 0..TURNS {
             for ((masks, table, hits, misses), turns) in cases.iter().zip(&mut turns) {
-                let cached = time(table, 4096, hits, &handle)?.0;
-                let (any, looked_at) = time(table, 0, hits, &handle)?;
-                let miss = time(table, 0, misses, &handle)?.0;
+                let cached = time(table, false, hits, &handle)?.0;
+                let (any, looked_at) = time(table, true, hits, &handle)?;
+                let miss = time(table, true, misses, &handle)?.0;
                 let few = (LOOKUPS / *masks as usize / 4).max(20);
                 let (start, guard) = (cpu(), handle.pin());
                 for (key, _) in hits.iter().take(few) {

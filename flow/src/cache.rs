@@ -60,6 +60,12 @@ impl MaskCache {
         is
     }
 
+    /// Has it room for anything?
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
     /// Make the cache have `size` entries, which is 0 or a power of two.
     #[inline]
     pub(crate) fn fit(&mut self, size: u32) {

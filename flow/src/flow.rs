@@ -14,6 +14,7 @@ use crate::action::ActionList;
 use crate::key::Key;
 use crate::mask::Mask;
 use crate::stats::{InlineSlot, Source, StatsHead, Totals};
+use crate::table::prefetch::prefetch;
 use crate::table::protected::Protected;
 
 /// A unique flow id, chosen by the client: 1 to 16 bytes.
@@ -170,6 +171,19 @@ impl Flow {
     #[must_use]
     pub fn actions(&self) -> &ActionList {
         self.actions.load()
+    }
+
+    /// Ask for what [`Flow::matches`] compares.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        self.mask.prefetch();
+        prefetch(&*self.key);
+    }
+
+    /// Ask for what it does.
+    #[inline]
+    pub(crate) fn prefetch_actions(&self) {
+        prefetch(self.actions.load());
     }
 
     /// Count packets as `source`, which no other thread does at the same time.

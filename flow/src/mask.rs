@@ -4,6 +4,7 @@
 //! only: a megaflow of Open vSwitch uses about ten of a key's eighty-one.
 
 use crate::key::{KEY_BYTES, Key};
+use crate::table::prefetch::prefetch;
 
 /// 64-bit chunks of a [`Key`].
 pub const KEY_CHUNKS: usize = KEY_BYTES / 8;
@@ -71,6 +72,13 @@ impl Mask {
             }
         }
         mask
+    }
+
+    /// Ask for what is compared, most of it.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(self);
+        prefetch(&self.bits[INLINE / 4]);
     }
 
     /// Indices of the chunks in use.

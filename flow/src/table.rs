@@ -45,10 +45,12 @@ use subtable::Row;
 use tree::Forest;
 
 mod atomic;
+mod batch;
 mod dump;
 mod index;
 mod masks;
 pub mod oracle;
+pub(crate) mod prefetch;
 pub(crate) mod protected;
 mod reclaim;
 mod seed;
@@ -57,6 +59,10 @@ mod subtable;
 mod tree;
 mod writer;
 mod zeroed;
+
+/// Packets that are looked up side by side, at most: enough to wait for memory together, few enough for
+/// their keys to stay in a first-level cache.
+pub const LANES: usize = 16;
 
 /// What packets and readers see, as a whole.
 struct Contents {
@@ -102,23 +108,20 @@ impl Contents {
         )
     }
 
-    /// Search the masks that the key can match: the flow and its mask's place, and how many were
-    /// looked at.
+    /// Search the masks that the key can match: the flow and its mask's place.
     #[inline]
-    fn search(&self, seed: &Seed, key: &Key) -> (Option<(u32, &Flow)>, u64) {
-        let mut looked_at = 0;
-        let forest = self.forest.load();
-        let found = forest.find(&self.slots, seed, key, &mut looked_at);
-        if found.is_some() {
-            return (found, looked_at);
-        }
-        for subtable in self.wide.load().iter() {
-            looked_at += 1;
-            if let Some(flow) = subtable.find(&self.slots, seed, key) {
-                return (Some((subtable.place, flow)), looked_at);
-            }
-        }
-        (None, looked_at)
+    fn search(&self, seed: &Seed, key: &Key) -> Option<(u32, &Flow)> {
+        let found = self.forest.load().find(&self.slots, seed, key, &mut 0);
+        found.or_else(|| self.search_wide(seed, key, &mut 0))
+    }
+
+    /// Search the masks outside of the tree in turn.
+    fn search_wide(&self, seed: &Seed, key: &Key, looked_at: &mut u64) -> Option<(u32, &Flow)> {
+        self.wide.load().iter().find_map(|subtable| {
+            *looked_at += 1;
+            let flow = subtable.find(&self.slots, seed, key)?;
+            Some((subtable.place, flow))
+        })
     }
 
     /// Search all masks in turn.
@@ -275,7 +278,7 @@ impl FlowTable {
     /// The flow that a packet with this key belongs to.
     ///
     /// `hash` is the packet's: equal for packets of one connection, or 0 if unknown. It only finds the
-    /// mask faster. `cache` is the executor's own.
+    /// mask faster, if that isn't in the tree. `cache` is the executor's own.
     ///
     /// # Panics
     /// If `guard` isn't a pin of the table's reclaimer.
@@ -290,6 +293,86 @@ impl FlowTable {
     ) -> Option<&'g Flow> {
         let contents = self.contents(guard);
         cache.fit(self.masks_cache_size.load(Relaxed));
+        let mut looked_at = 0;
+        let forest = contents.forest.load();
+        let found = forest.find(&contents.slots, &self.seed, key, &mut looked_at);
+        // The first mask looked at was right: it counts as what it saves, a search.
+        counters.cache_hit += u64::from(found.is_some() && looked_at == 1 && cache.is_on());
+        counters.mask_hit += looked_at;
+        self.settle(contents, found, key, hash, cache, counters)
+    }
+
+    /// As [`FlowTable::lookup`] for each of some packets, of which `of` tells key and hash; but they wait
+    /// for memory together. Of more than [`LANES`] packets the rest isn't looked up.
+    ///
+    /// # Panics
+    /// If `guard` isn't a pin of the table's reclaimer.
+    pub fn lookup_batch<'g, P>(
+        &'g self,
+        packets: &[P],
+        of: impl Fn(&P) -> (&Key, u32),
+        guard: &'g Guard,
+        cache: &mut MaskCache,
+        counters: &mut LookupCounters,
+    ) -> [Option<&'g Flow>; LANES] {
+        let contents = self.contents(guard);
+        cache.fit(self.masks_cache_size.load(Relaxed));
+        let packets = packets.get(..LANES).unwrap_or(packets);
+        let mut keys = [const { &Key::ZERO }; LANES];
+        for (key, packet) in keys.iter_mut().zip(packets) {
+            *key = of(packet).0;
+        }
+        let keys = keys.get(..packets.len()).unwrap_or_default();
+        let mut at_once = 0;
+        let in_tree = contents.search_tree(&self.seed, keys, &mut counters.mask_hit, &mut at_once);
+        if cache.is_on() {
+            counters.cache_hit += at_once;
+        }
+        let mut found = [None; LANES];
+        for ((found, in_tree), packet) in found.iter_mut().zip(in_tree).zip(packets) {
+            let (key, hash) = of(packet);
+            *found = self.settle(contents, in_tree, key, hash, cache, counters);
+        }
+        found
+    }
+
+    /// What there is to do when the tree was searched.
+    #[inline]
+    fn settle<'g>(
+        &'g self,
+        contents: &'g Contents,
+        found: Option<(u32, &'g Flow)>,
+        key: &Key,
+        hash: u32,
+        cache: &mut MaskCache,
+        counters: &mut LookupCounters,
+    ) -> Option<&'g Flow> {
+        let found = match found {
+            None if !contents.wide.load().is_empty() => {
+                self.lookup_wide(contents, key, hash, cache, counters)
+            }
+            found => found,
+        };
+        let Some((place, flow)) = found else {
+            counters.missed += 1;
+            return None;
+        };
+        counters.hit += 1;
+        contents.sample(cache, place);
+        Some(flow)
+    }
+
+    /// A packet that the tree has no flow for: the mask that its hash matched last, else all those
+    /// outside of the tree.
+    #[cold]
+    fn lookup_wide<'g>(
+        &self,
+        contents: &'g Contents,
+        key: &Key,
+        hash: u32,
+        cache: &mut MaskCache,
+        counters: &mut LookupCounters,
+    ) -> Option<(u32, &'g Flow)> {
         // A connection's packets match another mask after each recirculation.
         let hash = if key.recirc_id == 0 || hash == 0 {
             hash
@@ -301,26 +384,15 @@ impl FlowTable {
         {
             counters.mask_hit += 1;
             if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
-                counters.hit += 1;
                 counters.cache_hit += 1;
-                contents.sample(cache, place);
-                return Some(flow);
+                return Some((place, flow));
             }
         }
-        let (found, looked_at) = contents.search(&self.seed, key);
-        counters.mask_hit += looked_at;
-        match found {
-            Some((place, flow)) => {
-                counters.hit += 1;
-                cache.put(hash, place);
-                contents.sample(cache, place);
-                Some(flow)
-            }
-            None => {
-                counters.missed += 1;
-                None
-            }
+        let found = contents.search_wide(&self.seed, key, &mut counters.mask_hit);
+        if let Some((place, _)) = found {
+            cache.put(hash, place);
         }
+        found
     }
 
     /// What [`FlowTable::lookup`] finds, or another flow that matches as well: by searching all masks in

@@ -73,6 +73,8 @@ macro_rules! table {
             }
             #[path = "../src/table/index.rs"]
             pub mod index;
+            #[path = "../src/table/prefetch.rs"]
+            pub mod prefetch;
             #[path = "../src/table/protected.rs"]
             pub mod protected;
             #[path = "../src/table/slots.rs"]

@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 
 use flow::cache::{LookupCounters, MaskCache};
 use flow::flow::{Flow, FlowId, NewFlow};
+use flow::key::Key;
 use flow::table::oracle::{LinearTable, matches};
-use flow::table::{DumpCursor, DumpPart, FlowTable, InsertError, StaleCursor, TableConfig};
+use flow::table::{DumpCursor, DumpPart, FlowTable, InsertError, LANES, StaleCursor, TableConfig};
 use proptest::prelude::*;
 use table_common::{key, mask, output, port, table, ufid};
 
@@ -22,10 +23,23 @@ enum Id {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Insert { id: Id, key: u32, mask: u32 },
+    Insert {
+        id: Id,
+        key: u32,
+        mask: u32,
+    },
     Remove(Id),
     Replace(Id, u32),
-    Lookup { key: u32, hash: u32 },
+    Lookup {
+        key: u32,
+        hash: u32,
+    },
+    /// That many packets at once, from that key on.
+    LookupBatch {
+        key: u32,
+        step: u32,
+        many: usize,
+    },
     Overlap(u32),
     Dump(usize),
     Flush,
@@ -50,6 +64,8 @@ fn op() -> impl Strategy<Value = Op> {
         14 => id().prop_map(Op::Remove),
         4 => (id(), 0..9u32).prop_map(|(id, to)| Op::Replace(id, to)),
         30 => (key.clone(), 0..40u32).prop_map(|(key, hash)| Op::Lookup { key, hash }),
+        10 => (key.clone(), 0..99u32, 0..=LANES)
+            .prop_map(|(key, step, many)| Op::LookupBatch { key, step, many }),
         5 => key.prop_map(Op::Overlap),
         10 => (0..20usize).prop_map(Op::Dump),
         1 => Just(Op::Maintain),
@@ -166,6 +182,30 @@ fn run(ops: &[Op], seed: u64) {
                     None => assert_eq!(model.matching(&key(k)).count(), 0),
                 }
                 assert_eq!(counters.hit + counters.missed, looked_up);
+            }
+            Op::LookupBatch { key: k, step, many } => {
+                let packets: Vec<_> = (0..many as u32)
+                    .map(|n| (key((k + n * step) % (1 << 17)), n % 7))
+                    .collect();
+                let guard = handle.pin();
+                let found = table.lookup_batch(
+                    &packets,
+                    |p| (&p.0, p.1),
+                    &guard,
+                    &mut cache,
+                    &mut counters,
+                );
+                looked_up += many as u64;
+                for (packet, found) in packets.iter().zip(found) {
+                    let mut candidates = model.matching(&packet.0);
+                    match found {
+                        Some(flow) => assert!(candidates.any(|c| c.id == *flow.id())),
+                        None => assert_eq!(candidates.count(), 0),
+                    }
+                }
+                assert!(found.iter().skip(many).all(Option::is_none));
+                assert_eq!(counters.hit + counters.missed, looked_up);
+                assert!(counters.cache_hit <= counters.hit);
             }
             Op::Overlap(k) => {
                 let writer = table.write(&handle);
@@ -287,62 +327,71 @@ fn deleting_one_of_two_overlapping_flows_reveals_the_other() {
     );
 }
 
+/// A key that has ones in this byte and nowhere else.
+fn only(byte: usize) -> Key {
+    let mut bytes = [0u8; flow::key::KEY_BYTES];
+    bytes[byte] = 0xff;
+    zerocopy::transmute!(bytes)
+}
+
 #[test]
-fn a_mask_cache_hit_looks_at_one_mask() {
+fn a_cache_hit_is_a_flow_of_the_first_mask_looked_at_or_of_the_one_remembered() {
+    // No two masks need the same bit: nothing tells which of them a packet matches.
+    const MASKS: usize = 40;
     let (reclaimer, table) = table(3);
     let handle = reclaimer.register();
-    for m in 0..64 {
-        let mut mask = mask(m);
-        mask.recirc_id = u32::MAX;
-        let key = flow::key::Key {
-            recirc_id: 1000 + m,
-            ..key(m)
-        };
-        let new = table_common::new_flow(m, &key, &mask);
-        table
-            .write(&handle)
-            .insert(table.prepare(new))
-            .expect("different");
+    for n in 0..MASKS {
+        let new = table_common::new_flow(n as u32, &only(n * 8), &only(n * 8));
+        let prepared = table.prepare(new);
+        table.write(&handle).insert(prepared).expect("different");
     }
     let guard = handle.pin();
-    let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
-    let packet = flow::key::Key {
-        recirc_id: 1063,
-        ..key(63)
+    let mut cache = MaskCache::new();
+    let mut looked = |hash: u32, packets: u64| {
+        let mut counters = LookupCounters::default();
+        for _ in 0..packets {
+            let packet = only((MASKS - 1) * 8);
+            let found = table.lookup(&packet, hash, &guard, &mut cache, &mut counters);
+            assert!(found.is_some());
+        }
+        assert_eq!((counters.hit, counters.missed), (packets, 0));
+        (counters.cache_hit, counters.mask_hit)
     };
-    for _ in 0..5 {
-        assert!(
-            table
-                .lookup(&packet, 77, &guard, &mut cache, &mut counters)
-                .is_some()
-        );
-    }
-    assert_eq!(
-        (counters.hit, counters.cache_hit, counters.missed),
-        (5, 4, 0)
-    );
-    assert!(counters.mask_hit >= 5);
-    // Without a cache, and with a hash of 0, no entry is kept.
+    let (_, all) = looked(0, 1);
+    assert_eq!(all, MASKS as u64, "without a hash all masks are looked at");
+    assert_eq!(looked(77, 1), (0, all));
+    let (hits, masks) = looked(77, 4);
+    assert_eq!(hits, 4);
+    assert!(masks < 4 * all / 2, "{masks} masks for 4 packets");
     table.set_masks_cache_size(0).expect("legal");
-    let before = counters.cache_hit;
-    for _ in 0..5 {
-        assert!(
-            table
-                .lookup(&packet, 77, &guard, &mut cache, &mut counters)
-                .is_some()
-        );
-    }
+    assert_eq!(looked(77, 4), (0, 4 * all), "there is no cache");
     table.set_masks_cache_size(256).expect("legal");
-    for _ in 0..5 {
-        assert!(
-            table
-                .lookup(&packet, 0, &guard, &mut cache, &mut counters)
-                .is_some()
-        );
-    }
-    assert_eq!(counters.cache_hit, before);
+    assert_eq!(looked(77, 1), (0, all), "the cache was emptied");
     assert!(table.set_masks_cache_size(3).is_err());
     assert!(table.set_masks_cache_size(8192).is_err());
+}
+
+#[test]
+fn what_the_tree_names_at_once_counts_as_a_cache_hit_if_there_is_a_cache() {
+    let (reclaimer, table) = table(3);
+    let handle = reclaimer.register();
+    let prepared = table.prepare(table_common::new_flow(1, &key(5), &mask(63)));
+    table.write(&handle).insert(prepared).expect("the only one");
+    let guard = handle.pin();
+    let (mut cache, packet) = (MaskCache::new(), [(key(5), 0)]);
+    for (size, hits) in [(256, 2), (0, 0)] {
+        table.set_masks_cache_size(size).expect("legal");
+        let mut counters = LookupCounters::default();
+        table.lookup(&packet[0].0, 0, &guard, &mut cache, &mut counters);
+        table.lookup_batch(&packet, |p| (&p.0, p.1), &guard, &mut cache, &mut counters);
+        let expected = LookupCounters {
+            hit: 2,
+            missed: 0,
+            mask_hit: 2,
+            cache_hit: hits,
+        };
+        assert_eq!(counters, expected);
+    }
 }
 
 #[test]

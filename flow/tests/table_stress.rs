@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use flow::cache::{LookupCounters, MaskCache};
 use flow::key::Key;
-use flow::table::DumpPart;
+use flow::table::{DumpPart, LANES};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use table_common::{mask, new_flow, number, output, port, table, ufid};
@@ -77,15 +77,34 @@ fn run(writers: Writers, time: Duration) -> Faults {
                 let mut guard = handle.pin();
                 while !stop.load(Relaxed) {
                     guard.repin();
-                    for _ in 0..32 {
+                    // By single packets, and by several at once.
+                    let alone = random.random_bool(0.5);
+                    let mut packets = Vec::with_capacity(LANES);
+                    for _ in 0..LANES {
                         let fixed = random.random_bool(0.5);
                         let id = if fixed {
                             random.random_range(0..FIXED)
                         } else {
                             FIXED + random.random_range(0..CHURN)
                         };
-                        let (key, hash) = (key_of(id), random.random_range(0..500));
-                        match table.lookup(&key, hash, &guard, &mut cache, &mut counters) {
+                        packets.push((key_of(id), random.random_range(0..500), id, fixed));
+                    }
+                    let mut found = [None; LANES];
+                    if alone {
+                        for (found, (key, hash, ..)) in found.iter_mut().zip(&packets) {
+                            *found = table.lookup(key, *hash, &guard, &mut cache, &mut counters);
+                        }
+                    } else {
+                        found = table.lookup_batch(
+                            &packets,
+                            |p| (&p.0, p.1),
+                            &guard,
+                            &mut cache,
+                            &mut counters,
+                        );
+                    }
+                    for (found, (key, _, id, fixed)) in found.into_iter().zip(packets) {
+                        match found {
                             Some(flow) => {
                                 assert!(flow.matches(&key));
                                 assert_eq!(number(flow), id);

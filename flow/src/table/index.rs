@@ -18,6 +18,7 @@
 use std::sync::Arc;
 
 use super::atomic::{Acquire, AtomicU32, AtomicU64, AtomicUsize, Relaxed, Release};
+use super::prefetch::prefetch;
 use super::protected::{Protected, ProtectedOption};
 use super::reclaim::Garbage;
 use super::zeroed::ZeroedSlice;
@@ -111,6 +112,12 @@ impl Array {
         })
     }
 
+    /// The first bucket that may have `hash`.
+    #[inline]
+    fn home(&self, hash: u32) -> &Bucket {
+        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+    }
+
     /// Buckets that may have `hash`, in order: its own, then its neighbours, around and around.
     #[inline]
     fn walk(&self, hash: u32) -> impl Iterator<Item = &Bucket> {
@@ -199,6 +206,32 @@ impl Index {
             Some(previous) if found.is_none() => previous.find(hash, &mut accept),
             _ => found,
         }
+    }
+
+    /// Ask for the array in use.
+    #[inline]
+    pub(super) fn prefetch_array(&self) {
+        prefetch(self.current.load());
+    }
+
+    /// Ask for the bucket of this hash.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u32) {
+        prefetch(self.current.load().home(hash));
+    }
+
+    /// A slot that [`Index::find`] offers for this hash, from the bucket asked for. There may be others.
+    #[inline]
+    pub(super) fn guess(&self, hash: u32) -> Option<u32> {
+        let bucket = self.current.load().home(hash);
+        let ([first, last], _) = bucket.candidates(tag(hash));
+        let entry = match (first, last) {
+            (0, 0) => return None,
+            (0, _) => 8 + last.trailing_zeros() / 8,
+            _ => first.trailing_zeros() / 8,
+        };
+        let slot = bucket.slots.get(entry as usize)?;
+        Some(slot.load(Relaxed))
     }
 
     /// Enter `slot`, which isn't there yet. `hash_of` tells the hash of any slot that is.

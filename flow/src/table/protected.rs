@@ -118,6 +118,7 @@ impl<T> Drop for ProtectedOption<T> {
 }
 
 /// One or the other.
+#[derive(Clone, Copy)]
 pub(crate) enum Either<P> {
     To(P),
     /// Any 63 bits.

@@ -15,6 +15,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::atomic::{AcqRel, Acquire, AtomicU32, AtomicU64, Release, SharedCell};
+use super::prefetch::{prefetch, prefetch_at};
 use super::zeroed::{Zeroed, ZeroedSlice};
 use crate::flow::Flow;
 
@@ -122,6 +123,16 @@ impl Slots {
         // Vacated that `take` gives, which goes through the epoch under which `self` was reached.
         let flow = slot.flow.with(|flow| unsafe { (*flow).assume_init_ref() });
         Some((birth, flow))
+    }
+
+    /// Ask for the flow in this slot, and where its first executor counts.
+    #[inline]
+    pub(crate) fn prefetch(&self, slot: u32) {
+        if let Some(slot) = self.slot(slot) {
+            prefetch(slot);
+            // The second cache line.
+            prefetch_at(std::ptr::from_ref(slot).wrapping_byte_add(64));
+        }
     }
 
     /// One past the highest slot that was ever in use.

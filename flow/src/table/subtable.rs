@@ -53,6 +53,13 @@ impl Subtable {
         self.used.fetch_sub(self.used() / 2, Relaxed);
     }
 
+    /// Ask for what [`Subtable::find`] reads first.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        self.mask.prefetch();
+        self.index.prefetch_array();
+    }
+
     /// The flow of this mask that matches.
     #[inline]
     pub(crate) fn find<'a>(&self, slots: &'a Slots, seed: &Seed, key: &Key) -> Option<&'a Flow> {
@@ -118,6 +125,12 @@ impl Row {
             .map_while(OnceLock::get)
             .flatten()
             .take(self.len() as usize)
+    }
+
+    /// Was no place ever in use?
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Places that were ever in use.

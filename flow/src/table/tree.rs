@@ -15,8 +15,11 @@
 //! little by little: a member is published there before it leaves the first. Readers take `previous`
 //! *before* they search the tree: if it is gone already, all that it held is in the tree that they see.
 
+use std::array::from_fn;
 use std::sync::Arc;
 
+use super::LANES;
+use super::prefetch::prefetch;
 use super::protected::{Either, Tagged};
 use super::reclaim::Garbage;
 use super::seed::Seed;
@@ -24,7 +27,7 @@ use super::slots::Slots;
 use super::subtable::Subtable;
 use crate::flow::Flow;
 use crate::key::Key;
-use crate::mask::{Mask, chunk, chunks};
+use crate::mask::{Chunks, Mask, chunk, chunks};
 
 pub(super) mod branch;
 mod choose;
@@ -35,6 +38,13 @@ pub(super) struct Test {
     bits: u64,
     value: u64,
     chunk: u8,
+}
+
+impl Test {
+    #[inline]
+    fn passes(&self, chunks: &Chunks) -> bool {
+        chunk(chunks, self.chunk) & self.bits == self.value
+    }
 }
 
 /// What a leaf names.
@@ -50,11 +60,7 @@ impl Candidate {
     #[inline]
     fn find<'a>(&self, slots: &'a Slots, seed: &Seed, key: &Key) -> Option<(u32, &'a Flow)> {
         match self {
-            // Another flow may be in the slot meanwhile: if it matches, it is as right.
-            Self::Flow { slot, place } => {
-                let (_, flow) = slots.get(*slot)?;
-                flow.matches(key).then_some((*place, flow))
-            }
+            Self::Flow { slot, place } => find_flow(slots, *slot, *place, key),
             Self::Mask(subtable) => Some((subtable.place, subtable.find(slots, seed, key)?)),
         }
     }
@@ -63,7 +69,57 @@ impl Candidate {
 /// A part of a tree.
 pub(super) enum Node {
     Test(Test, [Link; 2]),
+    /// A leaf with one mask that has several flows there.
+    Mask(Arc<Subtable>),
     Leaf(Box<[Candidate]>),
+}
+
+/// What the way through a tree ends in, for readers.
+#[derive(Clone, Copy)]
+pub(super) enum Leaf<'a> {
+    None,
+    /// As [`Candidate::Flow`].
+    Flow {
+        slot: u32,
+        place: u32,
+    },
+    Mask(&'a Subtable),
+    Many(&'a [Candidate]),
+}
+
+impl<'a> Leaf<'a> {
+    /// The flow that matches and its mask's place, if there is one here. Adds up the masks looked at.
+    #[inline]
+    pub(super) fn find<'s>(
+        self,
+        slots: &'s Slots,
+        seed: &Seed,
+        key: &Key,
+        looked_at: &mut u64,
+    ) -> Option<(u32, &'s Flow)> {
+        match self {
+            Self::None => None,
+            Self::Flow { slot, place } => {
+                *looked_at += 1;
+                find_flow(slots, slot, place, key)
+            }
+            Self::Mask(subtable) => {
+                *looked_at += 1;
+                Some((subtable.place, subtable.find(slots, seed, key)?))
+            }
+            Self::Many(all) => all.iter().find_map(|candidate| {
+                *looked_at += 1;
+                candidate.find(slots, seed, key)
+            }),
+        }
+    }
+}
+
+/// Another flow may be in the slot meanwhile: if it matches, it is as right.
+#[inline]
+fn find_flow<'s>(slots: &'s Slots, slot: u32, place: u32, key: &Key) -> Option<(u32, &'s Flow)> {
+    let (_, flow) = slots.get(slot)?;
+    flow.matches(key).then_some((place, flow))
 }
 
 /// The way to a part of a tree. Most leaves are a single flow, or empty: these are in the link itself,
@@ -85,6 +141,7 @@ fn leaf_of(candidates: impl Iterator<Item = Candidate>) -> Target {
         [Candidate::Flow { slot, place }] if place < PLACES => {
             Either::Number(u64::from(place) << 32 | u64::from(slot))
         }
+        [Candidate::Mask(ref subtable)] => Either::To(Arc::new(Node::Mask(Arc::clone(subtable)))),
         _ => Either::To(Arc::new(Node::Leaf(all))),
     }
 }
@@ -98,46 +155,35 @@ impl Link {
         self.0.replace(by)
     }
 
-    /// The flow that matches and its mask's place, if there is one here. Adds up the masks looked at.
+    /// Where the way through the tree from here ends for this key.
     #[inline]
-    pub(super) fn find<'a>(
-        &self,
-        slots: &'a Slots,
-        seed: &Seed,
-        key: &Key,
-        looked_at: &mut u64,
-    ) -> Option<(u32, &'a Flow)> {
-        Self::find_from(self.0.load(), slots, seed, key, looked_at)
+    fn leaf(&self, key: &Key) -> Leaf<'_> {
+        Leaf::from(way(self.0.load(), key))
     }
+}
 
+/// The way of a key, to what isn't a test.
+#[inline]
+fn way<'a>(mut at: Either<&'a Node>, key: &Key) -> Either<&'a Node> {
+    let chunks = chunks(key);
+    while let Either::To(Node::Test(test, sides)) = at {
+        at = sides[usize::from(test.passes(chunks))].0.load();
+    }
+    at
+}
+
+impl<'a> From<Either<&'a Node>> for Leaf<'a> {
     #[inline]
-    fn find_from<'a>(
-        mut at: Either<&Node>,
-        slots: &'a Slots,
-        seed: &Seed,
-        key: &Key,
-        looked_at: &mut u64,
-    ) -> Option<(u32, &'a Flow)> {
-        let chunks = chunks(key);
-        loop {
-            match at {
-                Either::To(Node::Test(test, sides)) => {
-                    let yes = chunk(chunks, test.chunk) & test.bits == test.value;
-                    at = sides[usize::from(yes)].0.load();
-                }
-                Either::Number(NOTHING) => return None,
-                Either::Number(number) => {
-                    *looked_at += 1;
-                    let (slot, place) = (number as u32, (number >> 32) as u32);
-                    return Candidate::Flow { slot, place }.find(slots, seed, key);
-                }
-                Either::To(Node::Leaf(all)) => {
-                    return all.iter().find_map(|candidate| {
-                        *looked_at += 1;
-                        candidate.find(slots, seed, key)
-                    });
-                }
-            }
+    fn from(at: Either<&'a Node>) -> Self {
+        match at {
+            // A way doesn't end in a test.
+            Either::Number(NOTHING) | Either::To(Node::Test(..)) => Self::None,
+            Either::Number(number) => Self::Flow {
+                slot: number as u32,
+                place: (number >> 32) as u32,
+            },
+            Either::To(Node::Mask(subtable)) => Self::Mask(subtable),
+            Either::To(Node::Leaf(all)) => Self::Many(all),
         }
     }
 }
@@ -149,9 +195,10 @@ impl Link {
         match self.0.load() {
             Either::Number(NOTHING) => (0, 0),
             Either::Number(_) => (0, 1),
+            Either::To(Node::Mask(_)) => (0, 1),
             Either::To(Node::Leaf(all)) => (0, all.len()),
             Either::To(Node::Test(test, sides)) => {
-                let yes = chunk(chunks(key), test.chunk) & test.bits == test.value;
+                let yes = test.passes(chunks(key));
                 let (tests, masks) = sides[usize::from(yes)].depth(key);
                 (tests + 1, masks)
             }
@@ -189,12 +236,38 @@ impl Forest {
     ) -> Option<(u32, &'a Flow)> {
         // The order of these two loads matters; see the module's head.
         let previous = self.previous.0.load();
-        let found = self.tree.find(slots, seed, key, looked_at);
+        let found = self.tree.leaf(key).find(slots, seed, key, looked_at);
         match previous {
             Either::Number(NOTHING) => found,
             _ if found.is_some() => found,
-            _ => Link::find_from(previous, slots, seed, key, looked_at),
+            _ => Leaf::from(way(previous, key)).find(slots, seed, key, looked_at),
         }
+    }
+
+    /// Where the ways of several keys through the tree end. Of the previous tree see
+    /// [`Forest::is_taking_over`], which is to be asked before.
+    #[inline]
+    pub(super) fn leaves<'a>(&'a self, keys: &[&Key], leaves: &mut [Leaf<'a>; LANES]) {
+        let mut at = [self.tree.0.load(); LANES];
+        let mut under_way: [u8; LANES] = from_fn(|lane| lane as u8);
+        let mut count = keys.len().min(LANES);
+        while count != 0 {
+            let mut left = 0;
+            for nth in 0..count {
+                let lane = usize::from(under_way[nth]);
+                if let Either::To(Node::Test(test, sides)) = at[lane] {
+                    let next = sides[usize::from(test.passes(chunks(keys[lane])))].0.load();
+                    at[lane] = next;
+                    if let Either::To(node) = next {
+                        prefetch(node);
+                        under_way[left] = lane as u8;
+                        left += 1;
+                    }
+                }
+            }
+            count = left;
+        }
+        *leaves = at.map(Leaf::from);
     }
 
     /// Is there a previous tree?

@@ -108,7 +108,6 @@ impl<'t> Writer<'t> {
     pub fn find_overlap(&self, key: &Key) -> Option<&Flow> {
         self.contents()
             .search(&self.table.seed, key)
-            .0
             .map(|(_, flow)| flow)
     }
 
