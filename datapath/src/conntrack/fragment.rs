@@ -93,6 +93,32 @@ struct Pieces {
 struct Waiting {
     packets: HashMap<Whole, Pieces>,
     bytes: usize,
+    /// No deadline is earlier: before it there is nothing to look for.
+    earliest: u64,
+}
+
+impl Waiting {
+    /// Forgets what has waited too long; gives how many that were. Looks through all of them only when
+    /// there may be one: a flood of first fragments mustn't cost a walk each.
+    fn clean(&mut self, now: u64) -> u64 {
+        if now < self.earliest {
+            return 0;
+        }
+        let (mut earliest, mut gone) = (u64::MAX, 0);
+        let bytes = &mut self.bytes;
+        self.packets.retain(|_, pieces| {
+            let stays = pieces.deadline > now;
+            if stays {
+                earliest = earliest.min(pieces.deadline);
+            } else {
+                *bytes -= pieces.cost;
+                gone += 1;
+            }
+            stays
+        });
+        self.earliest = earliest;
+        gone
+    }
 }
 
 /// Pieces that wait for others.
@@ -138,11 +164,10 @@ impl Fragments {
             return Gathered::Dropped;
         };
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Waiting { packets, bytes } = &mut *waiting;
         let cost = fragment.payload.len() + OVERHEAD;
-        if *bytes + cost > MOST_BYTES {
-            self.clean(packets, bytes, now);
-            if *bytes + cost > MOST_BYTES {
+        if waiting.bytes + cost > MOST_BYTES {
+            self.timed_out(waiting.clean(now));
+            if waiting.bytes + cost > MOST_BYTES {
                 count(&self.counters.no_memory);
                 return Gathered::Dropped;
             }
@@ -151,15 +176,22 @@ impl Fragments {
             Family::V4 => PATIENCE_V4,
             Family::V6 => PATIENCE_V6,
         };
+        let deadline = now.saturating_add(patience);
+        let Waiting {
+            packets,
+            bytes,
+            earliest,
+        } = &mut *waiting;
         let pieces = packets.entry(fragment.whole).or_default();
         if pieces.deadline == 0 {
-            pieces.deadline = now.saturating_add(patience);
+            pieces.deadline = deadline;
+            *earliest = deadline.min(*earliest);
         } else if pieces.deadline <= now {
             // The identification is another packet's now.
             count(&self.counters.timed_out);
             *bytes -= pieces.cost;
             *pieces = Pieces {
-                deadline: now.saturating_add(patience),
+                deadline,
                 ..Pieces::default()
             };
         }
@@ -209,8 +241,7 @@ impl Fragments {
     /// Forgets what has waited too long.
     pub fn expire(&self, now: u64) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Waiting { packets, bytes } = &mut *waiting;
-        self.clean(packets, bytes, now);
+        self.timed_out(waiting.clean(now));
     }
 
     /// Packets that wait for pieces, and the bytes that they cost.
@@ -219,15 +250,10 @@ impl Fragments {
         (waiting.packets.len(), waiting.bytes)
     }
 
-    fn clean(&self, packets: &mut HashMap<Whole, Pieces>, bytes: &mut usize, now: u64) {
-        packets.retain(|_, pieces| {
-            let stays = pieces.deadline > now;
-            if !stays {
-                *bytes -= pieces.cost;
-                count(&self.counters.timed_out);
-            }
-            stays
-        });
+    fn timed_out(&self, packets: u64) {
+        self.counters
+            .timed_out
+            .fetch_add(packets, Ordering::Relaxed);
     }
 }
 

@@ -38,8 +38,8 @@ pub(super) fn handle(
     match request.command {
         command::NEW => new(daemon, request, &attrs, answer),
         command::DEL => {
-            let datapath = find(daemon, request, &attrs)?;
             let configuration = daemon.configure();
+            let datapath = find(daemon, request, &attrs)?;
             answer.announce(Group::Datapath, command::DEL, datapath.ifindex, |writer| {
                 write(writer, &datapath)
             })?;
@@ -49,8 +49,8 @@ pub(super) fn handle(
             })
         }
         command::SET => {
-            let datapath = find(daemon, request, &attrs)?;
             let _configuration = daemon.configure();
+            let datapath = find(daemon, request, &attrs)?;
             change(daemon, &datapath, &attrs)?;
             answer.announce(Group::Datapath, command::SET, datapath.ifindex, |writer| {
                 write(writer, &datapath)
