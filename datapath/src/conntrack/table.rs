@@ -110,11 +110,6 @@ impl Table {
         self.shards.len()
     }
 
-    /// How many connections there can be.
-    pub fn capacity(&self) -> usize {
-        self.per_shard * self.shards()
-    }
-
     /// How many connections there are.
     pub fn len(&self) -> usize {
         (0..SHARDS).map(|shard| self.lock(shard).connections).sum()
