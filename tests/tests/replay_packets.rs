@@ -4,6 +4,7 @@
 //! What differs is in `tests/src/replay/differences.rs`.
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use tests::corpus;
 use tests::lab;
 use tests::replay::laboratory;
@@ -54,6 +55,51 @@ fn nesting_and_what_is_put_off() -> Result<()> {
 #[test]
 fn packets_of_user_space() -> Result<()> {
     replay("packet")
+}
+
+/// A daemon for each case, since connections outlive flows and datapaths. (What the connections themselves
+/// look like is compared in the datapath's own tests.)
+#[test]
+fn connections() -> Result<()> {
+    let group = "sem_ct";
+    let cases = corpus::read(group)?;
+    let mut rest = cases.as_slice();
+    let mut compared = 0;
+    while let Some((first, behind)) = rest.split_first() {
+        // A request looks at what the case before it has left.
+        let requests = behind.iter().take_while(|case| !case.request().is_empty());
+        let count = 1 + requests.count();
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        if first.json().get("meta").is_some() {
+            continue;
+        }
+        compared += count;
+        lab::test_bare(|lab| {
+            let mut packets = Packets::new(lab, group)?;
+            for case in now {
+                let name = case.name();
+                if name == "ct-limit" {
+                    packets.limit(9, 2)?;
+                }
+                packets
+                    .replay(group, case)
+                    .with_context(|| name.to_owned())?;
+                if let Some(lines) = case.json().get("conntrack").and_then(Value::as_array) {
+                    let connections = lab.status_json()?["conntrack"]["connections"].as_u64();
+                    let told = lines.len() as u64;
+                    anyhow::ensure!(
+                        connections == Some(told),
+                        "{name}: {connections:?} of {told} connections"
+                    );
+                }
+            }
+            laboratory::remove_cables(lab)?;
+            packets.session.conclude()
+        })?;
+    }
+    anyhow::ensure!(compared >= 50, "{compared} cases");
+    Ok(())
 }
 
 /// Hashes aren't compared with the recordings; but one that user space tells comes back in the upcall.

@@ -11,7 +11,7 @@ use tests::lab::{self, Lab};
 use tests::replay::client::Client;
 use tests::replay::differences;
 use tests::replay::laboratory::{self, PATIENCE};
-use tests::replay::packets::{Packets, attribute, frames, without_conntrack};
+use tests::replay::packets::{Packets, attribute, frames};
 use tests::replay::session::messages;
 use tests::replay::translate::{attributes, u32_at};
 use tests::wait;
@@ -178,7 +178,7 @@ impl Upcalls<'_> {
             _ => None,
         };
         if let Some(actions) = actions {
-            let key = without_conntrack(payload(&self.last, KEY).context("no key")?);
+            let key = payload(&self.last, KEY).context("no key")?;
             let errno = self.packets.flow(&key, None, &actions)?;
             ensure!(errno == 0, "flow: {errno}");
         }
@@ -261,7 +261,7 @@ impl Upcalls<'_> {
         };
         if !actions.is_empty() {
             // The flow is that of the whole packet's key, which the case before shows.
-            let key = without_conntrack(&self.key()?);
+            let key = self.key()?;
             let errno = self.packets.flow(&key, None, &actions)?;
             ensure!(errno == 0, "flow: {errno}");
         }

@@ -74,6 +74,8 @@ pub enum How {
     Attributes(&'static [&'static [u16]]),
     /// The answers are others; the reason says how.
     Answers,
+    /// Something in frames and upcalls is chosen at random: there are as many of them, as long as recorded.
+    Chosen,
 }
 
 /// Cases that differ.
@@ -126,6 +128,9 @@ pub const CASES: &[Case] = &[
     ),
     case("sem_misc", "hash-*", How::Attributes(DP_HASH), SEEDED),
     case("packet", "hash-dphash", How::Attributes(DP_HASH), SEEDED),
+    case("sem_ct", "ct-snat4-range-exhaust", How::Chosen, PORTS),
+    case("sem_ct", "ct-snat-addr-range-persist", How::Chosen, PORTS),
+    case("sem_ct", "ct-frag6", How::Chosen, IDENTIFIED),
     case("packet", "egress-tun-noroute", How::LeftOut, NO_TUNNELS),
     case("sem_misc", "user-egress-vxlan", How::LeftOut, NO_TUNNELS),
     case("packet", "egress-tun", How::LeftOut, NO_TUNNELS),
@@ -137,11 +142,6 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// OVS_KEY_ATTR_CT_STATE to _CT_ORIG_TUPLE_IPV6. The packets' flows were installed with masks over these,
-/// of packets that no tracker had seen: all zero. There is no connection tracking yet, so a mask over them is
-/// refused, as by a module without nf_conntrack; they are left out of these flows.
-pub const UNTRACKED: std::ops::RangeInclusive<u16> = 22..=27;
-
 /// `OVS_PACKET_ATTR_KEY`, `OVS_KEY_ATTR_DP_HASH`.
 const DP_HASH: &[&[u16]] = &[&[2, 19]];
 /// `OVS_DP_ATTR_STATS`, `OVS_DP_ATTR_MEGAFLOW_STATS`.
@@ -152,6 +152,9 @@ const UNSEEN: &str = "counts packets that the recording doesn't show";
 const SPARSE: &str =
     "the module's table has 1024 places at first, which two ids may claim; ours has as many as ids";
 const SEEDED: &str = "the hash action's hash has a random seed";
+const PORTS: &str = "addresses and ports are chosen by a secret hash, or at random";
+const IDENTIFIED: &str =
+    "what names the fragments of an IPv6 packet is counted from a random number on";
 const NO_TUNNELS: &str = "there are no tunnel ports yet";
 /// The line of [`CASES`] for a case.
 pub fn of(group: &str, name: &str) -> Option<&'static Case> {

@@ -223,8 +223,8 @@ impl Session {
         let failed = case.errno().is_some_and(|errno| !errno.is_empty());
         self.compared += 1;
         match difference.map(|difference| difference.how) {
-            None | Some(How::Attributes(_)) if wrong.is_empty() => {}
-            None | Some(How::Attributes(_)) => {
+            None | Some(How::Attributes(_) | How::Chosen) if wrong.is_empty() => {}
+            None | Some(How::Attributes(_) | How::Chosen) => {
                 self.found.push(format!("{group} {name}:\n{wrong}"));
             }
             Some(How::Refused(_)) if wrong.is_empty() && failed => {}

@@ -24,6 +24,7 @@ pub mod family {
     pub const FLOW: usize = 2;
     pub const PACKET: usize = 3;
     pub const METER: usize = 4;
+    pub const CT_LIMIT: usize = 5;
 }
 
 const DP_IFINDEX: u16 = 9;
