@@ -135,6 +135,7 @@ fn run(arguments: &Arguments, directory: &Path) -> Result<()> {
             busy_poll: std::time::Duration::ZERO,
             prompt_threads: threads,
             seed: 0x5eed,
+            max_connections: datapath::conntrack::MAX_CONNECTIONS,
             driver: DriverChoice::Auto,
             run_prefix: namespace::unique("flow"),
             force_veth: false,

@@ -51,6 +51,8 @@ pub struct Options {
     pub prompt_threads: usize,
     /// Secret of this run: seeds hashes and sampling.
     pub seed: u64,
+    /// Connections that conntrack holds at most.
+    pub max_connections: usize,
     /// Driver for existing devices.
     pub driver: DriverChoice,
     /// Marks what outlives a killed daemon, for the next one or `purge` to find.
@@ -132,7 +134,10 @@ impl Daemon {
             devices,
             started: Instant::now(),
             conntrack: Arc::new(Tracker::new(
-                conntrack::Config::new(options.seed.rotate_left(17)),
+                conntrack::Config {
+                    max_connections: options.max_connections,
+                    ..conntrack::Config::new(options.seed.rotate_left(17))
+                },
                 now_ns(),
             )),
             datapaths: ArcSwap::default(),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use datapath::conntrack::MAX_CONNECTIONS;
 use datapath::daemon::{Daemon, Options};
 use datapath::devices::{self, Devices, Notice};
 use datapath::families;
@@ -52,6 +53,13 @@ pub struct RunArguments {
     /// Driver of ports on existing devices.
     #[arg(long, value_enum, default_value_t = DriverArgument::Auto)]
     driver: DriverArgument,
+    /// Connections that conntrack holds at most. Some 600 bytes each are taken when they come.
+    ///
+    /// When there are so many, a new one takes the place of one that hasn't proved itself (no packets both
+    /// ways yet); if all have, it is refused, and its packet dropped.
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS as u32,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    max_connections: u32,
     /// Make internal ports from veth pairs, as where /dev/net/tun is closed, instead of TAPs.
     #[arg(long)]
     internal_veth: bool,
@@ -138,6 +146,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
             busy_poll: Duration::from_micros(arguments.busy_poll.into()),
             prompt_threads,
             seed: secret(),
+            max_connections: arguments.max_connections as usize,
             driver: match arguments.driver {
                 DriverArgument::Auto => DriverChoice::Auto,
                 DriverArgument::AfPacket => DriverChoice::AfPacket,

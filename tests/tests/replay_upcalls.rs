@@ -179,7 +179,7 @@ impl Upcalls<'_> {
         };
         if let Some(actions) = actions {
             let key = payload(&self.last, KEY).context("no key")?;
-            let errno = self.packets.flow(&key, None, &actions)?;
+            let errno = self.packets.flow(key, None, &actions)?;
             ensure!(errno == 0, "flow: {errno}");
         }
         let lost = self.lost()?;

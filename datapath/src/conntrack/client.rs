@@ -132,7 +132,7 @@ impl Tracker {
 
     /// How many connections there can be.
     pub fn max_connections(&self) -> usize {
-        self.table.capacity()
+        self.table.most()
     }
 
     /// What has been counted.

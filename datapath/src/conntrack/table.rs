@@ -6,9 +6,10 @@
 //! other. A connection's own lock is never taken under a shard's.
 //!
 //! # Memory
-//! A shard has so many connections at most. When it is full a new one takes the place of one that
-//! hasn't proved itself (isn't assured), the oldest ones first; if all are assured the new one is
-//! refused: a flood of first packets can't push out what is established.
+//! There are so many connections at most, over all shards. When the table is full a new one takes the
+//! place of one that hasn't proved itself (isn't assured), the oldest ones of its shard first, or of a few
+//! others; if all of those are assured the new one is refused: a flood of first packets can't push out
+//! what is established.
 //!
 //! Timers and candidates name places, not connections: a place that a connection has left is taken by the
 //! next one, timer and all, so that there never are more of them than connections at one time.
@@ -19,6 +20,7 @@
 //! look that comes too early does no harm.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
@@ -36,6 +38,12 @@ const TIDY: usize = 16;
 
 /// Power of two.
 const SHARDS: usize = 256;
+
+/// Shards in which somebody to make room is looked for.
+const EVICTING: usize = 8;
+
+/// How often room is made for one connection: others may take it.
+const TURNS: usize = 16;
 
 /// Why a connection can't go into the table.
 #[derive(Debug)]
@@ -78,15 +86,17 @@ struct Place {
 pub struct Table {
     key: HashKey,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
-    /// Connections that a shard has at most.
-    per_shard: usize,
+    /// Connections at most.
+    most: usize,
+    /// Connections there are, and those for which a place is taken already.
+    count: CachePadded<AtomicUsize>,
 }
 
 /// What a removal is about, for whoever keeps count.
 pub type Removed = Arc<Connection>;
 
 impl Table {
-    /// For up to `most` connections, about. `key` is secret.
+    /// For up to `most` connections. `key` is secret.
     pub fn new(key: HashKey, most: usize, now: u64) -> Self {
         let shard = || {
             CachePadded::new(Mutex::new(Shard {
@@ -101,8 +111,14 @@ impl Table {
         Self {
             key,
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
-            per_shard: most.div_ceil(SHARDS).max(1),
+            most,
+            count: CachePadded::default(),
         }
+    }
+
+    /// How many connections there can be.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// How many shards there are.
@@ -118,11 +134,6 @@ impl Table {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// How many connections there can be: a shard holds no more than its part.
-    pub fn capacity(&self) -> usize {
-        self.per_shard * SHARDS
     }
 
     /// The connection that has this tuple, and in which direction.
@@ -155,16 +166,11 @@ impl Table {
         let original = &connection.original;
         let (hash, reply_hash) = (original.hash(self.key), reply.hash(self.key));
         let (home, other) = (shard_of(hash), shard_of(reply_hash));
-        // Each turn takes one connection out.
-        for _ in 0..16 {
-            let stale = {
+        self.take_place(home, now, &mut removed)?;
+        // Each turn takes one out that has expired.
+        for _ in 0..TURNS {
+            let rival = {
                 let (mut first, mut second) = self.lock_both(home, other);
-                let full = match home <= other {
-                    true => first.connections >= self.per_shard,
-                    false => second
-                        .as_ref()
-                        .is_some_and(|home| home.connections >= self.per_shard),
-                };
                 let (home_shard, reply_shard): (&mut Shard, Option<&mut Shard>) =
                     match (&mut second, home <= other) {
                         (None, _) => (&mut first, None),
@@ -180,50 +186,78 @@ impl Table {
                     .find(hash, |entry| entry.tuple == *original)
                     .or_else(|| reply_entries.find(reply_hash, |entry| entry.tuple == *reply))
                     .map(|entry| Arc::clone(&entry.connection));
-                match rival {
-                    Some(rival) if rival.expired(now) => rival,
-                    Some(rival) => return Err(Refused::Clash(rival)),
-                    None if full => match home_shard.victim() {
-                        Some(victim) => victim,
-                        None => return Err(Refused::Full),
-                    },
-                    None => {
-                        let key = self.key;
-                        let rehash = |entry: &Entry| entry.tuple.hash(key);
-                        home_shard.connections += 1;
-                        home_shard.entries.insert_unique(
-                            hash,
-                            Entry {
-                                tuple: *original,
-                                connection: Arc::clone(connection),
-                                direction: Direction::Original,
-                            },
-                            rehash,
-                        );
-                        home_shard.settle(connection, now);
-                        if reply != original {
-                            let entries = match reply_shard {
-                                Some(shard) => &mut shard.entries,
-                                None => &mut home_shard.entries,
-                            };
-                            let entry = Entry {
-                                tuple: *reply,
-                                connection: Arc::clone(connection),
-                                direction: Direction::Reply,
-                            };
-                            entries.insert_unique(reply_hash, entry, rehash);
-                        }
-                        connection.set(status::CONFIRMED);
-                        return Ok(());
+                let Some(rival) = rival else {
+                    let key = self.key;
+                    let rehash = |entry: &Entry| entry.tuple.hash(key);
+                    home_shard.connections += 1;
+                    home_shard.entries.insert_unique(
+                        hash,
+                        Entry {
+                            tuple: *original,
+                            connection: Arc::clone(connection),
+                            direction: Direction::Original,
+                        },
+                        rehash,
+                    );
+                    home_shard.settle(connection, now);
+                    if reply != original {
+                        let entries = match reply_shard {
+                            Some(shard) => &mut shard.entries,
+                            None => &mut home_shard.entries,
+                        };
+                        let entry = Entry {
+                            tuple: *reply,
+                            connection: Arc::clone(connection),
+                            direction: Direction::Reply,
+                        };
+                        entries.insert_unique(reply_hash, entry, rehash);
                     }
-                }
+                    connection.set(status::CONFIRMED);
+                    return Ok(());
+                };
+                rival
             };
-            let early = !stale.expired(now);
-            if self.remove(&stale) {
-                removed(stale, early);
+            if !rival.expired(now) {
+                self.give_place();
+                return Err(Refused::Clash(rival));
+            }
+            if self.remove(&rival) {
+                removed(rival, false);
+            }
+        }
+        self.give_place();
+        Err(Refused::Full)
+    }
+
+    /// Takes a place for a connection whose home is that shard; somebody may have to go for it.
+    fn take_place(
+        &self,
+        home: usize,
+        now: u64,
+        removed: &mut impl FnMut(Removed, bool),
+    ) -> Result<(), Refused> {
+        let place = |count: usize| (count < self.most).then_some(count + 1);
+        for _ in 0..TURNS {
+            let taken = self
+                .count
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, place);
+            if taken.is_ok() {
+                return Ok(());
+            }
+            let victim = (home..home + EVICTING).find_map(|shard| self.lock(shard).victim());
+            let Some(victim) = victim else {
+                break;
+            };
+            let early = !victim.expired(now);
+            if self.remove(&victim) {
+                removed(victim, early);
             }
         }
         Err(Refused::Full)
+    }
+
+    fn give_place(&self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Takes a connection out. False: it was out, or on its way out, already.
@@ -239,6 +273,7 @@ impl Table {
             if let Ok(entry) = shard.entries.find_entry(hash, is_it) {
                 entry.remove();
                 shard.connections -= 1;
+                self.give_place();
             }
             shard.vacate(connection);
         }

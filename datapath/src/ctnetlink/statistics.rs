@@ -66,7 +66,7 @@ pub(super) fn global(tracker: &Tracker, answer: &mut Answer<'_>) -> Result<(), E
     let kind = kind(subsystem::CTNETLINK, message::GET_STATS);
     answer.reply(kind, &nfgenmsg(0, 0), |writer| {
         writer.be32(global::ENTRIES, word(tracker.table.len() as u64));
-        writer.be32(global::MAX_ENTRIES, word(tracker.table.capacity() as u64));
+        writer.be32(global::MAX_ENTRIES, word(tracker.table.most() as u64));
         Ok(())
     })
 }

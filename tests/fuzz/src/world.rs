@@ -51,6 +51,7 @@ impl World {
             busy_poll: std::time::Duration::ZERO,
             prompt_threads: 4,
             seed,
+            max_connections: datapath::conntrack::MAX_CONNECTIONS,
             driver: DriverChoice::Auto,
             run_prefix: String::from("fuzz"),
             force_veth: false,
