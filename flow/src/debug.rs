@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::key::{Key, TunnelKey};
+use crate::key::Key;
 
 macro_rules! nonzero {
     ($out:expr, $of:expr, $($field:ident)*) => {
@@ -10,18 +10,6 @@ macro_rules! nonzero {
             $out.field(stringify!($field), &$of.$field);
         } )*
     };
-}
-
-impl fmt::Debug for TunnelKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = f.debug_struct("TunnelKey");
-        nonzero!(out, self, id src dst flags tos ttl tp_src tp_dst family opts_len);
-        let used = usize::from(self.opts_len).min(self.opts.len());
-        if used > 0 {
-            out.field("opts", &&self.opts[..used]);
-        }
-        out.finish()
-    }
 }
 
 impl fmt::Debug for Key {

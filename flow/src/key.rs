@@ -6,63 +6,10 @@
 //!
 //! Source: uapi `linux/openvswitch.h`, `enum ovs_key_attr` and the structures below it.
 
-use zerocopy::network_endian::{U16, U32, U64};
+use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The outer header of a packet that came through a tunnel, or that `set(tunnel(...))` asks for.
-///
-/// All zero: no tunnel. Source: `enum ovs_tunnel_key_attr`.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct TunnelKey {
-    /// Tunnel id (VNI, GRE key), big-endian in the low bytes.
-    pub id: U64,
-    /// Outer source: IPv4 in the first four bytes, or IPv6.
-    pub src: [u8; 16],
-    /// Outer destination: IPv4 in the first four bytes, or IPv6.
-    pub dst: [u8; 16],
-    /// [`tunnel_flags`].
-    pub flags: u16,
-    /// Outer type of service.
-    pub tos: u8,
-    /// Outer time to live.
-    pub ttl: u8,
-    /// Outer UDP source port.
-    pub tp_src: U16,
-    /// Outer UDP destination port.
-    pub tp_dst: U16,
-    /// 0 (no tunnel), 4 or 6.
-    pub family: u8,
-    /// How many bytes of `opts` are in use; in a mask, 0xff or 0.
-    pub opts_len: u8,
-    /// Keeps the layout free of implicit padding; always zero.
-    pub zero: [u8; 6],
-    /// Geneve options as on the wire, VXLAN-GBP (u32, host order) or ERSPAN metadata, by `flags`.
-    /// Left-aligned; the rest is zero.
-    pub opts: [u8; 256],
-}
-
-/// Bits of [`TunnelKey::flags`].
-pub mod tunnel_flags {
-    /// The id is present.
-    pub const KEY: u16 = 1 << 0;
-    /// Outer checksum.
-    pub const CSUM: u16 = 1 << 1;
-    /// Outer don't-fragment.
-    pub const DONT_FRAGMENT: u16 = 1 << 2;
-    /// Geneve OAM frame.
-    pub const OAM: u16 = 1 << 3;
-    /// `opts` are Geneve options.
-    pub const GENEVE_OPT: u16 = 1 << 4;
-    /// `opts` is a VXLAN-GBP word.
-    pub const VXLAN_OPT: u16 = 1 << 5;
-    /// `opts` is ERSPAN metadata.
-    pub const ERSPAN_OPT: u16 = 1 << 6;
-    /// `OVS_TUNNEL_KEY_ATTR_IPV4_INFO_BRIDGE`.
-    pub const INFO_BRIDGE: u16 = 1 << 7;
-    /// A critical Geneve option is among `opts`.
-    pub const CRIT_OPT: u16 = 1 << 8;
-}
+pub use frame::tunnel::{TunnelKey, tunnel_flags};
 
 /// One 802.1Q or 802.1ad tag in a key. All zero: no tag.
 #[repr(C)]

@@ -395,6 +395,7 @@ impl Port for AfPacket {
                 truncated: shared.truncated.load(Relaxed),
                 malformed: shared.malformed.load(Relaxed),
                 runt: shared.runt.load(Relaxed),
+                ..RxErrors::default()
             },
         }
     }

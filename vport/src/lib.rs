@@ -6,6 +6,7 @@
 //! - [`internal`]: ports that are devices of our own ([`create_internal`]): a TAP, or a veth pair
 //!   where /dev/net/tun is closed;
 //! - [`af_packet`], [`af_xdp`], [`tap`]: a driver each;
+//! - [`tunnel`]: ports whose device is an IP network;
 //! - [`hide`]: keeps a port's packets from the host's own stack;
 //! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
 //! - [`error`]: an errno for the protocol, with a sentence for people.
@@ -24,6 +25,7 @@ pub mod open;
 pub mod port;
 mod sys;
 pub mod tap;
+pub mod tunnel;
 
 pub use error::Error;
 pub use internal::{InternalOptions, create_internal};
@@ -32,3 +34,4 @@ pub use open::{AttachOptions, DriverChoice, HideChoice, RingChoice, XdpMode, att
 pub use port::{
     Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
 };
+pub use tunnel::{Tunnel, TunnelConfig, TunnelKind};

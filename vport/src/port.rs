@@ -17,6 +17,7 @@ use frame::{Frame, Pool};
 
 use crate::error::Error;
 use crate::link::Link;
+use crate::tunnel::TunnelConfig;
 
 /// How frames get in and out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +30,8 @@ pub enum Driver {
     Veth,
     /// AF_XDP rings on an existing device.
     AfXdp,
+    /// A tunnel over an IP network.
+    Tunnel,
 }
 
 impl Driver {
@@ -39,6 +42,7 @@ impl Driver {
             Self::Tap => "tap",
             Self::Veth => "veth",
             Self::AfXdp => "af_xdp",
+            Self::Tunnel => "tunnel",
         }
     }
 }
@@ -86,16 +90,19 @@ pub enum TxRefusal {
     Gone,
     /// Anything else: malformed offloads, out of memory.
     Error,
+    /// A tunnel: no way to where the frame is to go.
+    Unreachable,
 }
 
 impl TxRefusal {
     /// All of them, in the order of [`TxOutcome::refused`].
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Full,
         Self::TooLong,
         Self::Down,
         Self::Gone,
         Self::Error,
+        Self::Unreachable,
     ];
 
     /// The name that `status` shows.
@@ -106,6 +113,7 @@ impl TxRefusal {
             Self::Down => "down",
             Self::Gone => "gone",
             Self::Error => "error",
+            Self::Unreachable => "unreachable",
         }
     }
 
@@ -116,6 +124,7 @@ impl TxRefusal {
             Self::Down => 2,
             Self::Gone => 3,
             Self::Error => 4,
+            Self::Unreachable => 5,
         }
     }
 }
@@ -128,7 +137,7 @@ pub struct TxOutcome {
     /// Their bytes, an out-of-band tag included.
     pub bytes: u64,
     /// Frames refused, in the order of [`TxRefusal::ALL`].
-    pub refused: [u64; 5],
+    pub refused: [u64; 6],
 }
 
 impl TxOutcome {
@@ -167,12 +176,24 @@ pub struct RxErrors {
     pub malformed: u64,
     /// Shorter than an Ethernet header.
     pub runt: u64,
+    /// A tunnel: a header that is cut short, or isn't the tunnel's.
+    pub tunnel_header: u64,
+    /// A tunnel: a wrong checksum in front of the inner frame.
+    pub tunnel_checksum: u64,
+    /// A tunnel: congestion marked on a packet that can't say so (RFC 6040).
+    pub tunnel_congestion: u64,
 }
 
 impl RxErrors {
     /// All kinds together.
     pub fn total(&self) -> u64 {
-        self.unsayable + self.truncated + self.malformed + self.runt
+        self.unsayable
+            + self.truncated
+            + self.malformed
+            + self.runt
+            + self.tunnel_header
+            + self.tunnel_checksum
+            + self.tunnel_congestion
     }
 }
 
@@ -239,6 +260,11 @@ pub trait Port: Send + Sync {
     /// `ENODEV`, `EBADFD`: it is no more.
     fn link(&self) -> Result<Link, Error> {
         crate::link::by_index(self.ifindex())
+    }
+
+    /// How the tunnel is made, of a port that is one.
+    fn tunnel(&self) -> Option<TunnelConfig> {
+        None
     }
 
     /// Where an internal port's device now is: `None` in our own namespace, else the id by which

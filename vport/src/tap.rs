@@ -227,6 +227,7 @@ impl Port for Tap {
                 truncated: shared.truncated.load(Relaxed),
                 malformed: shared.malformed.load(Relaxed),
                 runt: shared.runt.load(Relaxed),
+                ..RxErrors::default()
             },
         }
     }

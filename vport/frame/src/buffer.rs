@@ -10,6 +10,7 @@
 
 use crate::class::Class;
 use crate::offload::{Offload, PartialChecksum};
+use crate::tunnel::TunnelKey;
 
 /// Room kept in front of a received frame: for tags, labels and an outer header, in whole cache lines.
 pub const HEADROOM: usize = 128;
@@ -80,6 +81,8 @@ pub struct Frame {
     pub class: Class,
     /// What is left to be done.
     pub offload: Offload,
+    /// The outer header that it came with, or is to be sent with.
+    pub tunnel: Option<Box<TunnelKey>>,
 }
 
 impl Frame {
@@ -107,6 +110,7 @@ impl Frame {
             vlan: None,
             class: Class::default(),
             offload: Offload::default(),
+            tunnel: None,
         }
     }
 
@@ -180,6 +184,7 @@ impl Frame {
         self.vlan = None;
         self.class = Class::default();
         self.offload = Offload::default();
+        self.tunnel = None;
     }
 
     /// Gives up bytes at the end, so that `len` remain (nothing happens if there are fewer). A checksum
@@ -336,6 +341,7 @@ impl Clone for Frame {
         copy.vlan = self.vlan;
         copy.class = self.class;
         copy.offload = self.offload;
+        copy.tunnel.clone_from(&self.tunnel);
         copy
     }
 }
@@ -343,6 +349,9 @@ impl Clone for Frame {
 impl PartialEq for Frame {
     /// The same bytes, tag and offloads; where they are kept doesn't matter.
     fn eq(&self, other: &Self) -> bool {
-        self.vlan == other.vlan && self.offload == other.offload && self.bytes() == other.bytes()
+        self.vlan == other.vlan
+            && self.offload == other.offload
+            && self.tunnel == other.tunnel
+            && self.bytes() == other.bytes()
     }
 }

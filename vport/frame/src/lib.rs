@@ -8,6 +8,7 @@
 //! - [`virtio`]: the same as the header in front of a frame on a TAP or a packet socket.
 //! - [`checksum`]: RFC 1071, CRC32c, and finishing a partial checksum.
 //! - [`segment`]: cutting a frame that stands for several.
+//! - [`tunnel`]: headers in front of a frame on its way over an IP network.
 
 pub mod buffer;
 pub mod checksum;
@@ -15,6 +16,7 @@ pub mod class;
 pub mod offload;
 pub mod pool;
 pub mod segment;
+pub mod tunnel;
 pub mod virtio;
 
 mod layout;

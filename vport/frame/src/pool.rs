@@ -88,6 +88,7 @@ impl Pool {
         copy.vlan = frame.vlan;
         copy.class = frame.class;
         copy.offload = frame.offload;
+        copy.tunnel.clone_from(&frame.tunnel);
         copy
     }
 

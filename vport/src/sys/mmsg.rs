@@ -61,6 +61,8 @@ pub(crate) struct Received {
     pub(crate) damaged: bool,
     /// The tag that the kernel took out.
     pub(crate) vlan: Option<VlanTag>,
+    /// Where the network header is, as the device's kind has it.
+    pub(crate) network: usize,
     /// `struct virtio_net_hdr`.
     pub(crate) header: [u8; HEADER_BYTES],
 }
@@ -168,17 +170,19 @@ impl ReceiveBatch {
         let (message, header) = (self.messages.get(n)?, self.headers.get(n)?);
         let length = message.msg_len as usize;
         let flags = message.msg_hdr.msg_flags;
+        let aux = auxdata(&message.msg_hdr, self.controls.get(n)?);
         Some(Received {
             length: length.saturating_sub(HEADER_BYTES),
             damaged: flags & libc::MSG_TRUNC != 0 || length < HEADER_BYTES,
-            vlan: tag(&message.msg_hdr, self.controls.get(n)?),
+            vlan: aux.as_ref().and_then(tag),
+            network: aux.map_or(0, |aux| usize::from(aux.net)),
             header: *header,
         })
     }
 }
 
-/// The tag in a control message, if there is one.
-fn tag(message: &libc::msghdr, control: &Control) -> Option<VlanTag> {
+/// What the kernel says beside a frame.
+fn auxdata(message: &libc::msghdr, control: &Control) -> Option<Auxdata> {
     let header = size_of::<libc::cmsghdr>();
     if message.msg_controllen < header + size_of::<Auxdata>() {
         return None;
@@ -192,10 +196,12 @@ fn tag(message: &libc::msghdr, control: &Control) -> Option<VlanTag> {
             start.add(header).cast::<Auxdata>().read(),
         )
     };
-    if kind.cmsg_level != libc::SOL_PACKET
-        || kind.cmsg_type != PACKET_AUXDATA
-        || aux.status & STATUS_VLAN_VALID == 0
-    {
+    (kind.cmsg_level == libc::SOL_PACKET && kind.cmsg_type == PACKET_AUXDATA).then_some(aux)
+}
+
+/// The tag that it tells of, if there is one.
+fn tag(aux: &Auxdata) -> Option<VlanTag> {
+    if aux.status & STATUS_VLAN_VALID == 0 {
         return None;
     }
     let tpid = if aux.status & STATUS_VLAN_TPID_VALID != 0 {

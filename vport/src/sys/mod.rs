@@ -9,6 +9,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod ethtool;
+pub(crate) mod inet;
 mod mapping;
 pub(crate) mod mmsg;
 pub(crate) mod packet_socket;
@@ -51,6 +52,16 @@ fn set_option<T: Copy>(
         )
     })
     .map(|_| ())
+}
+
+/// A classic BPF program in front of a socket.
+fn set_filter(fd: BorrowedFd<'_>, program: &[libc::sock_filter]) -> Result<(), Errno> {
+    let filter = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
+        // The kernel only reads it.
+        filter: program.as_ptr().cast_mut(),
+    };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)
 }
 
 /// `ioctl` with a pointer to a structure that the kernel reads and may write.

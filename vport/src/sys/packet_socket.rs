@@ -19,6 +19,7 @@ const PACKET_MR_PROMISC: u16 = 1;
 const FANOUT_HASH: u32 = 0;
 const FANOUT_FLAG_UNIQUEID: u32 = 0x2000;
 const FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
+const FANOUT_FLAG_DEFRAG: u32 = 0x8000;
 
 /// `struct tpacket_stats`.
 #[repr(C)]
@@ -123,6 +124,25 @@ impl PacketSocket {
         )
     }
 
+    /// Receives IPv4 fragments as the packets that they are of. Of a bound socket; before Linux 6.7 only if
+    /// its device is up.
+    pub(crate) fn defragment(&self) -> Result<(), Errno> {
+        let flags =
+            FANOUT_HASH | FANOUT_FLAG_UNIQUEID | FANOUT_FLAG_IGNORE_OUTGOING | FANOUT_FLAG_DEFRAG;
+        self.set(PACKET_FANOUT, (flags << 16) as libc::c_int)
+    }
+
+    /// Receives only what this program (classic BPF) gives a length for.
+    pub(crate) fn set_filter(&self, program: &[libc::sock_filter]) -> Result<(), Errno> {
+        super::set_filter(self.as_fd(), program)
+    }
+
+    /// To all devices; receives packets of one Ethernet type, as the host's own stack does: behind
+    /// bridges, bonds, tags and traffic control.
+    pub(crate) fn bind_protocol(&self, ethertype: u16) -> Result<(), Errno> {
+        self.bind_to(0, ethertype)
+    }
+
     /// Starts a group of sockets among which flows are spread by hash; gives the group's id.
     pub(crate) fn start_fanout(&self) -> Result<u16, Errno> {
         let flags = FANOUT_HASH | FANOUT_FLAG_UNIQUEID | FANOUT_FLAG_IGNORE_OUTGOING;
@@ -153,15 +173,15 @@ impl PacketSocket {
 
     /// To one device; `receive`: frames of all protocols, else none (a socket to send on).
     pub(crate) fn bind(&self, ifindex: u32, receive: bool) -> Result<(), Errno> {
+        self.bind_to(ifindex, if receive { libc::ETH_P_ALL as u16 } else { 0 })
+    }
+
+    fn bind_to(&self, ifindex: u32, protocol: u16) -> Result<(), Errno> {
         // SAFETY: all-zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_ifindex = ifindex as libc::c_int;
-        address.sll_protocol = if receive {
-            (libc::ETH_P_ALL as u16).to_be()
-        } else {
-            0
-        };
+        address.sll_protocol = protocol.to_be();
         // SAFETY: `address` is a local of the length given.
         check(unsafe {
             libc::bind(

@@ -1,0 +1,223 @@
+//! A tunnel's place on the host: the sockets that hold its port, and those that receive.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use libc::sock_filter;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::{TunnelConfig, wire};
+use crate::error::Error;
+use crate::sys::inet;
+use crate::sys::packet_socket::PacketSocket;
+
+/// Bytes that may wait to be received.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Holds the UDP port, or the IP protocol, while it lives.
+#[derive(Debug)]
+pub(super) struct Hold {
+    _sockets: Vec<Socket>,
+}
+
+impl Hold {
+    pub(super) fn new(name: &str, config: &TunnelConfig) -> Result<Self, Error> {
+        let (v4, v6) = config.kind.families();
+        let mut sockets = Vec::new();
+        for (wanted, is_v6) in [(v4, false), (v6, true)] {
+            if !wanted {
+                continue;
+            }
+            match open(config, is_v6) {
+                Ok(socket) => sockets.push(socket),
+                // A host without IPv6.
+                Err(error) if is_v6 && v4 && is_unsupported(&error) => {}
+                Err(error) => {
+                    let what = format!("{} socket for {name}", config.kind.name());
+                    return Err(Error::io(&error, what));
+                }
+            }
+        }
+        Ok(Self { _sockets: sockets })
+    }
+}
+
+fn is_unsupported(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+    )
+}
+
+fn open(config: &TunnelConfig, v6: bool) -> std::io::Result<Socket> {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let (kind, protocol) = match config.kind.is_udp() {
+        true => (Type::DGRAM, Protocol::UDP),
+        false => (Type::RAW, Protocol::from(i32::from(wire::GRE))),
+    };
+    let socket = Socket::new(domain, kind, Some(protocol))?;
+    inet::receive_nothing(socket.as_fd())?;
+    if !config.kind.is_udp() {
+        return Ok(socket);
+    }
+    let any = if v6 {
+        socket.set_only_v6(true)?;
+        inet::take_no_checksum6(socket.as_fd())?;
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.port))
+    } else {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.port))
+    };
+    // Where it isn't known (before Linux 5.0) packets come one by one.
+    let _ = inet::set_gro(socket.as_fd());
+    socket.bind(&SockAddr::from(any))?;
+    Ok(socket)
+}
+
+/// The sockets that receive, one a family.
+pub(super) fn receivers(
+    name: &str,
+    config: &TunnelConfig,
+) -> Result<Vec<Arc<PacketSocket>>, Error> {
+    let (v4, v6) = config.kind.families();
+    let mut sockets = Vec::new();
+    for (wanted, ethertype) in [(v4, ETH_P_IP), (v6, ETH_P_IPV6)] {
+        if wanted {
+            let socket = receiver(config, ethertype);
+            let socket =
+                socket.map_err(|errno| Error::os(errno, format!("packet socket for {name}")))?;
+            sockets.push(Arc::new(socket));
+        }
+    }
+    Ok(sockets)
+}
+
+fn receiver(config: &TunnelConfig, ethertype: u16) -> Result<PacketSocket, Errno> {
+    let socket = PacketSocket::new()?;
+    socket.set_vnet_header()?;
+    socket.set_auxdata()?;
+    socket.set_ignore_outgoing()?;
+    inet::set_buffer(&socket, RECEIVE_BUFFER, true)?;
+    let protocol = wire::protocol(config.kind);
+    let port = config.kind.is_udp().then_some(config.port);
+    let program = match ethertype {
+        ETH_P_IP => filter_v4(protocol, port),
+        _ => filter_v6(protocol, port),
+    };
+    socket.set_filter(&program)?;
+    socket.bind_protocol(ethertype)?;
+    if ethertype == ETH_P_IP {
+        socket.defragment()?;
+    }
+    Ok(socket)
+}
+
+// Classic BPF, uapi `linux/filter.h`: offsets from here on count from the network header, or ask for what
+// the kernel knows of the packet.
+const NETWORK: u32 = 0xfff0_0000;
+const PACKET_TYPE: u32 = 0xffff_f000 + 4;
+/// `PACKET_HOST`.
+const TO_US: u32 = 0;
+const FRAGMENT: u32 = 0x3fff;
+
+const LOAD_WORD: u16 = 0x20;
+const LOAD_HALF: u16 = 0x28;
+const LOAD_BYTE: u16 = 0x30;
+const LOAD_HALF_AT_X: u16 = 0x48;
+const AND: u16 = 0x54;
+const SHIFT_LEFT: u16 = 0x64;
+const TO_X: u16 = 0x07;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_ANY_SET: u16 = 0x45;
+const RETURN: u16 = 0x06;
+const ALL: u32 = 0x0004_0000;
+
+const fn op(code: u16, k: u32) -> sock_filter {
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+/// Builds a program in which every test that fails jumps to its end, which drops.
+fn program(steps: &[(sock_filter, Option<bool>)]) -> Vec<sock_filter> {
+    let mut program: Vec<sock_filter> = Vec::with_capacity(steps.len() + 2);
+    for (index, (step, test)) in steps.iter().enumerate() {
+        let mut step = *step;
+        // Past the rest of the steps and the return that accepts.
+        let out = u8::try_from(steps.len() - index).unwrap_or(u8::MAX);
+        match test {
+            Some(true) => step.jf = out,
+            Some(false) => step.jt = out,
+            None => {}
+        }
+        program.push(step);
+    }
+    program.push(op(RETURN, ALL));
+    program.push(op(RETURN, 0));
+    program
+}
+
+/// To this host, of this protocol, for this port, whole.
+fn filter_v4(protocol: u8, port: Option<u16>) -> Vec<sock_filter> {
+    let mut steps = vec![
+        (op(LOAD_WORD, PACKET_TYPE), None),
+        (op(JUMP_EQUAL, TO_US), Some(true)),
+        (op(LOAD_BYTE, NETWORK + 9), None),
+        (op(JUMP_EQUAL, u32::from(protocol)), Some(true)),
+        (op(LOAD_HALF, NETWORK + 6), None),
+        (op(JUMP_ANY_SET, FRAGMENT), Some(false)),
+    ];
+    if let Some(port) = port {
+        steps.extend([
+            (op(LOAD_BYTE, NETWORK), None),
+            (op(AND, 0xf), None),
+            (op(SHIFT_LEFT, 2), None),
+            (op(TO_X, 0), None),
+            (op(LOAD_HALF_AT_X, NETWORK + 2), None),
+            (op(JUMP_EQUAL, u32::from(port)), Some(true)),
+        ]);
+    }
+    program(&steps)
+}
+
+fn filter_v6(protocol: u8, port: Option<u16>) -> Vec<sock_filter> {
+    let mut steps = vec![
+        (op(LOAD_WORD, PACKET_TYPE), None),
+        (op(JUMP_EQUAL, TO_US), Some(true)),
+        (op(LOAD_BYTE, NETWORK + 6), None),
+        (op(JUMP_EQUAL, u32::from(protocol)), Some(true)),
+    ];
+    if let Some(port) = port {
+        steps.extend([
+            (op(LOAD_HALF, NETWORK + 40 + 2), None),
+            (op(JUMP_EQUAL, u32::from(port)), Some(true)),
+        ]);
+    }
+    program(&steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_test_jumps_to_the_end() {
+        let program = filter_v4(wire::UDP, Some(4789));
+        let last = program.len() - 1;
+        assert_eq!((program[last].code, program[last].k), (RETURN, 0));
+        for (at, step) in program.iter().enumerate() {
+            if matches!(step.code, JUMP_EQUAL | JUMP_ANY_SET) {
+                let out = at + 1 + usize::from(step.jt.max(step.jf));
+                assert_eq!(out, last);
+                assert_eq!(step.jt.min(step.jf), 0);
+            }
+        }
+    }
+}
