@@ -13,11 +13,11 @@
 //! 3. [`Datapath::departed`]; a client's queues (inside crate `netlink`). Leaves: nothing is taken under
 //!    them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::vport::DriverChoice;
+use ::vport::{DriverChoice, TunnelConfig, TunnelKind};
 use arc_swap::ArcSwap;
 use crossbeam_epoch::LocalHandle;
 use flow::stats::Source;
@@ -84,6 +84,7 @@ pub struct Daemon {
     configuration: Mutex<()>,
     executors: AtomicUsize,
     generations: AtomicU64,
+    tunnels: AtomicU32,
 }
 
 /// The right to change datapaths and ports.
@@ -144,6 +145,7 @@ impl Daemon {
             configuration: Mutex::new(()),
             executors: AtomicUsize::new(0),
             generations: AtomicU64::new(1),
+            tunnels: AtomicU32::new(0),
             options,
         }
     }
@@ -166,6 +168,13 @@ impl Daemon {
             Upcaller::new(self.hub.clone(), index),
             self.options.seed,
         ))
+    }
+
+    /// What stands for the index of a tunnel's device: above all that the kernel gives, which counts
+    /// from 1.
+    pub(crate) fn next_tunnel_ifindex(&self) -> u32 {
+        const FIRST: u32 = 0x7000_0000;
+        FIRST + self.tunnels.fetch_add(1, Ordering::Relaxed) % 0x0fff_ffff
     }
 
     /// All datapaths, as of now.
@@ -347,14 +356,22 @@ impl Configuration<'_> {
                 if let Some((other, port)) = self.find_port_by_device(wish.name) {
                     return Err(match port.kind {
                         VportType::Internal => Errno::EINVAL,
-                        VportType::Netdev if Arc::ptr_eq(&other, datapath) => Errno::EEXIST,
-                        VportType::Netdev => Errno::EBUSY,
+                        _ if Arc::ptr_eq(&other, datapath) => Errno::EEXIST,
+                        _ => Errno::EBUSY,
                     });
                 }
                 self.daemon.source.attach(wish.name).map_err(|error| {
                     tracing::info!("port {}: {error}", wish.name);
                     Errno(error.errno())
                 })?
+            }
+            VportType::Gre | VportType::Vxlan | VportType::Geneve => {
+                let taken = ::vport::link::by_name(wish.name).is_ok();
+                if taken || self.find_port(wish.name).is_some() {
+                    return Err(Errno::EEXIST);
+                }
+                let config = wish.tunnel.ok_or(Errno::EINVAL)?;
+                self.make_tunnel(wish.name, config, wish.ifindex)?
             }
         };
         self.publish(
@@ -423,6 +440,36 @@ impl Configuration<'_> {
         })
     }
 
+    /// Opens a tunnel: one of a kind for a UDP port.
+    fn make_tunnel(
+        &self,
+        name: &str,
+        config: TunnelConfig,
+        ifindex: Option<u32>,
+    ) -> Result<Box<dyn ::vport::Port>, Errno> {
+        let daemon = self.daemon;
+        let same = |port: &Arc<Vport>| {
+            port.tunnel
+                .is_some_and(|other| other.kind == config.kind && other.port == config.port)
+        };
+        if daemon
+            .datapaths()
+            .iter()
+            .any(|dp| dp.ports.load().iter().any(same))
+        {
+            return Err(match config.kind {
+                TunnelKind::Geneve => Errno::EBUSY,
+                _ => Errno::EEXIST,
+            });
+        }
+        let ifindex = ifindex.unwrap_or_else(|| daemon.next_tunnel_ifindex());
+        let made = daemon.source.create_tunnel(name, config, ifindex);
+        made.map_err(|error| {
+            tracing::info!("tunnel {name}: {error}");
+            Errno(error.errno())
+        })
+    }
+
     fn publish(
         &self,
         datapath: &Arc<Datapath>,
@@ -439,6 +486,7 @@ impl Configuration<'_> {
             number,
             kind,
             name: device.name().into(),
+            tunnel: device.tunnel(),
             device,
             renamed: ArcSwap::default(),
             observed: ArcSwap::default(),
@@ -490,6 +538,8 @@ pub struct PortWish<'a> {
     pub number: Option<u32>,
     /// The index that its device shall have, if it is to be made.
     pub ifindex: Option<u32>,
+    /// How the tunnel is to be, if it is one.
+    pub tunnel: Option<TunnelConfig>,
     /// Who reads its upcalls.
     pub upcall_pids: Vec<u32>,
 }

@@ -1,6 +1,6 @@
 //! Where the ports' devices come from: the system; in tests, what stands for it.
 
-use ::vport::{AttachOptions, Error, InternalOptions, Port};
+use ::vport::{AttachOptions, Error, InternalOptions, Port, Tunnel, TunnelConfig};
 
 use crate::daemon::Options;
 
@@ -21,6 +21,17 @@ pub trait DeviceSource: Send + Sync {
     /// # Errors
     /// EEXIST when there is one, or what the system says.
     fn create_internal(&self, name: &str, ifindex: Option<u32>) -> Result<Box<dyn Port>, Error>;
+
+    /// Opens a tunnel. It has no device; `ifindex` stands for one.
+    ///
+    /// # Errors
+    /// EADDRINUSE when its UDP port is taken, or what the system says.
+    fn create_tunnel(
+        &self,
+        name: &str,
+        config: TunnelConfig,
+        ifindex: u32,
+    ) -> Result<Box<dyn Port>, Error>;
 }
 
 /// The devices of the network namespace that the daemon runs in.
@@ -59,5 +70,14 @@ impl DeviceSource for SystemDevices {
             ..self.internal.clone()
         };
         ::vport::create_internal(name, &options)
+    }
+
+    fn create_tunnel(
+        &self,
+        name: &str,
+        config: TunnelConfig,
+        ifindex: u32,
+    ) -> Result<Box<dyn Port>, Error> {
+        Ok(Box::new(Tunnel::create(name, config, ifindex)?))
     }
 }

@@ -125,7 +125,7 @@ fn apply(daemon: &Daemon, handle: &LocalHandle, event: &LinkEvent) {
         LinkEvent::Gone { .. } => {
             // An internal device that only moved is still ours; its queue tells when it is gone.
             port.observe();
-            if port.kind == VportType::Netdev || port.observed.load().netnsid.is_none() {
+            if port.kind != VportType::Internal || port.observed.load().netnsid.is_none() {
                 let number = port.number;
                 // The removal waits until nobody holds the port.
                 drop(port);

@@ -52,11 +52,21 @@ pub enum DropReason {
     OutputGone,
     /// The port's device refused the frame for another reason.
     OutputError,
+    /// Output to a tunnel of a packet that no `set(tunnel(...))` has told where to go.
+    OutputNoTunnel,
+    /// Output to a tunnel, and there is no route to where the packet is to go.
+    OutputUnreachable,
+    /// Came to a tunnel with a header that isn't the tunnel's.
+    TunnelHeader,
+    /// Came to a tunnel with a wrong checksum in front of the inner frame.
+    TunnelChecksum,
+    /// Came through a tunnel on which it met congestion that it can't tell of (RFC 6040).
+    TunnelCongestion,
 }
 
 impl DropReason {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::LastAction,
         Self::ActionError,
         Self::Explicit,
@@ -79,6 +89,11 @@ impl DropReason {
         Self::OutputDown,
         Self::OutputGone,
         Self::OutputError,
+        Self::OutputNoTunnel,
+        Self::OutputUnreachable,
+        Self::TunnelHeader,
+        Self::TunnelChecksum,
+        Self::TunnelCongestion,
     ];
 
     /// How many there are.
@@ -109,6 +124,11 @@ impl DropReason {
             Self::OutputDown => "output_down",
             Self::OutputGone => "output_gone",
             Self::OutputError => "output_error",
+            Self::OutputNoTunnel => "output_no_tunnel",
+            Self::OutputUnreachable => "output_unreachable",
+            Self::TunnelHeader => "tunnel_header",
+            Self::TunnelChecksum => "tunnel_checksum",
+            Self::TunnelCongestion => "tunnel_congestion",
         }
     }
 }

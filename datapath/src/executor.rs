@@ -19,7 +19,7 @@ use flow::cache::{LookupCounters, MaskCache};
 use flow::extract::{self, Metadata};
 use flow::flow::Flow;
 use flow::hash;
-use flow::key::{Key, TunnelKey};
+use flow::key::Key;
 use flow::rewrite::{self, Ttl};
 use flow::stats::{self, Source};
 use flow::table::{FlowTable, LANES};
@@ -159,11 +159,12 @@ impl Executor {
         }
         cell.received.add(frames.len() as u64);
         cell.received_bytes.add(bytes);
-        let meta = Metadata {
+        let mut meta = Metadata {
             in_port: port,
             ..Metadata::default()
         };
-        for frame in frames.drain(..) {
+        for mut frame in frames.drain(..) {
+            meta.tunnel = frame.tunnel.take();
             let mut packet = self.spare.pop().unwrap_or_default();
             packet.renew(frame, port);
             match extract::extract(&mut packet.frame, &meta, &mut packet.key) {
@@ -607,9 +608,4 @@ fn restructure(packet: &mut Packet, action: &Action) -> Result<(), rewrite::Rewr
         Action::PopNsh => rewrite::pop_nsh(frame, key, layers),
         _ => Ok(()),
     }
-}
-
-/// The tunnel key that an egress upcall shows, if the packet has one.
-pub(crate) fn egress_key(packet: &Packet) -> Option<&TunnelKey> {
-    packet.egress.as_deref()
 }

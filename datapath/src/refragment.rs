@@ -64,6 +64,7 @@ pub fn refragment(
         };
         let mut made = made.ok_or(DropReason::FragInvalidProto)?;
         made.vlan = packet.frame.vlan;
+        made.tunnel.clone_from(&packet.frame.tunnel);
         each(made);
     }
     Ok(())

@@ -50,6 +50,12 @@ impl TransmitQueues {
         if packet.key.mac_proto == 0 {
             return Err(DropReason::OutputNotEthernet);
         }
+        if vport.tunnel.is_some() {
+            let mut outer = packet.egress.take().ok_or(DropReason::OutputNoTunnel)?;
+            // A key's own source port isn't used: a connection's is chosen for it.
+            outer.tp_src = source_port_entropy(packet.hash).into();
+            packet.frame.tunnel = Some(outer);
+        }
         if packet.cut != 0 {
             let left = packet.frame.len().saturating_sub(packet.cut);
             truncate(&mut packet.frame, left);
@@ -164,6 +170,11 @@ impl TransmitQueues {
     }
 }
 
+/// What a tunnel chooses a packet's source port by.
+pub fn source_port_entropy(hash: u32) -> u16 {
+    (hash >> 16) as u16 ^ hash as u16
+}
+
 fn reason(why: TxRefusal) -> DropReason {
     match why {
         TxRefusal::Full => DropReason::OutputFull,
@@ -171,6 +182,7 @@ fn reason(why: TxRefusal) -> DropReason {
         TxRefusal::Down => DropReason::OutputDown,
         TxRefusal::Gone => DropReason::OutputGone,
         TxRefusal::Error => DropReason::OutputError,
+        TxRefusal::Unreachable => DropReason::OutputUnreachable,
     }
 }
 

@@ -12,7 +12,7 @@
 //! or the one that the action names.
 
 use flow::action::{ActionList, Userspace};
-use flow::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, KEY_BYTES, Key};
+use flow::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, KEY_BYTES, Key, TunnelKey};
 use frame::segment::Segments;
 use frame::{Frame, GsoKind, complete_checksum};
 use netlink::attr::Writer;
@@ -22,8 +22,9 @@ use netlink::{Errno, Hub, message};
 use crate::codec;
 use crate::datapath::features;
 use crate::drop_reason::DropReason;
-use crate::executor::{Batch, Executor, egress_key};
+use crate::executor::{Batch, Executor};
 use crate::packet::Packet;
+use crate::transmit::source_port_entropy;
 
 /// `enum ovs_packet_cmd`.
 pub mod command {
@@ -81,7 +82,8 @@ struct Message<'a> {
     pid: u32,
     userdata: Option<&'a [u8]>,
     actions: Option<&'a ActionList>,
-    want_egress: bool,
+    /// The outer header that output to a tunnel would use.
+    egress: Option<Box<TunnelKey>>,
 }
 
 impl Executor {
@@ -92,7 +94,7 @@ impl Executor {
             pid: packet.upcall_pid.unwrap_or_else(|| reader(batch, &packet)),
             userdata: None,
             actions: None,
-            want_egress: false,
+            egress: None,
         };
         let sent = self.upcall(batch, &mut packet, &message);
         self.finish_upcall(batch, packet, sent);
@@ -116,7 +118,9 @@ impl Executor {
             },
             userdata: action.userdata.as_deref(),
             actions: action.want_actions.then_some(list),
-            want_egress: action.egress_tun_port.is_some(),
+            egress: action
+                .egress_tun_port
+                .and_then(|port| egress(batch, packet, port)),
         };
         self.upcall(batch, packet, &message)
     }
@@ -264,7 +268,7 @@ fn write_attributes(
     if let Some(userdata) = message.userdata {
         writer.bytes(attribute::USERDATA, userdata)?;
     }
-    if let (true, Some(tunnel)) = (message.want_egress, egress_key(packet)) {
+    if let Some(tunnel) = &message.egress {
         let nest = writer.begin(attribute::EGRESS_TUN_KEY);
         codec::tunnel::write(writer, tunnel)?;
         writer.end(nest)?;
@@ -288,6 +292,17 @@ fn write_attributes(
         u64::from(packet.hash) | HASH_SW | hash_l4(&packet.key),
     );
     Ok(())
+}
+
+/// The outer header that the packet would go out of a tunnel port with; None: it wouldn't.
+fn egress(batch: &Batch<'_>, packet: &Packet, port: u32) -> Option<Box<TunnelKey>> {
+    let vport = batch.ports.get(port)?;
+    let mut outer = packet.egress.clone()?;
+    outer.tp_src = source_port_entropy(packet.hash).into();
+    vport
+        .device
+        .complete_tunnel_key(&mut outer)
+        .then_some(outer)
 }
 
 /// Protocols whose ports the hash is over.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ::vport::{HostCounters, Port};
+use ::vport::{HostCounters, Port, TunnelConfig};
 use arc_swap::ArcSwap;
 
 use crate::counters::Counters;
@@ -15,6 +15,12 @@ pub enum VportType {
     Netdev,
     /// A device that the datapath made.
     Internal,
+    /// A GRE tunnel, made by this request and gone with the port; as the two that follow.
+    Gre,
+    /// A VXLAN tunnel.
+    Vxlan,
+    /// A Geneve tunnel.
+    Geneve,
 }
 
 impl VportType {
@@ -23,6 +29,9 @@ impl VportType {
         match self {
             Self::Netdev => 1,
             Self::Internal => 2,
+            Self::Gre => 3,
+            Self::Vxlan => 4,
+            Self::Geneve => 5,
         }
     }
 
@@ -31,6 +40,9 @@ impl VportType {
         match self {
             Self::Netdev => "netdev",
             Self::Internal => "internal",
+            Self::Gre => "gre",
+            Self::Vxlan => "vxlan",
+            Self::Geneve => "geneve",
         }
     }
 }
@@ -57,6 +69,8 @@ pub struct Vport {
     pub name: Box<str>,
     /// The device.
     pub device: Box<dyn Port>,
+    /// How it is made, if it is a tunnel: packets need an outer header to leave by it.
+    pub tunnel: Option<TunnelConfig>,
     /// The device's present name, if it was renamed.
     pub renamed: ArcSwap<Option<Box<str>>>,
     /// As of when the device was asked last.
@@ -96,16 +110,17 @@ impl Vport {
         let from_us = (sum.transmitted, sum.transmitted_bytes);
         let to_us = (sum.received, sum.received_bytes);
         let ((rx, rx_bytes), (tx, tx_bytes)) = match self.kind {
-            VportType::Netdev => (to_us, from_us),
             VportType::Internal => (from_us, to_us),
+            _ => (to_us, from_us),
         };
         let refused = sum.dropped_by(R::OutputFull) + sum.dropped_by(R::OutputDown);
         let failed = sum.dropped_by(R::OutputTooLong)
             + sum.dropped_by(R::OutputGone)
+            + sum.dropped_by(R::OutputUnreachable)
             + sum.dropped_by(R::OutputError);
         let (rx_errors, tx_errors, rx_dropped, tx_dropped) = match self.kind {
-            VportType::Netdev => (host.rx_errors.total(), failed, host.queue_full, refused),
             VportType::Internal => (failed, host.rx_errors.total(), refused, host.queue_full),
+            _ => (host.rx_errors.total(), failed, host.queue_full, refused),
         };
         [
             rx, tx, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped,

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ::vport::{RxQueue, RxStatus};
+use ::vport::{RxErrors, RxQueue, RxStatus};
 use crossbeam_epoch::LocalHandle;
 use frame::Frame;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -496,19 +496,28 @@ impl<'d> Loop<'d> {
         let (gone, lost) = match status {
             Ok(RxStatus::Open { more, errors }) => {
                 source.ready = more;
-                (false, errors.total())
+                (false, errors)
             }
-            Ok(RxStatus::Gone) => (true, 0),
+            Ok(RxStatus::Gone) => (true, RxErrors::default()),
             Err(error) => {
                 tracing::warn!("port {}: {error}", source.port.name);
                 source.ready = false;
-                (error.is_gone(), 0)
+                (error.is_gone(), RxErrors::default())
             }
         };
-        if lost != 0 {
+        if lost.total() != 0 {
             let cell = source.port.counters.cell(self.executor.index);
-            cell.received.add(lost);
-            cell.drop(DropReason::Malformed, lost);
+            cell.received.add(lost.total());
+            let tunnel = [
+                (DropReason::TunnelHeader, lost.tunnel_header),
+                (DropReason::TunnelChecksum, lost.tunnel_checksum),
+                (DropReason::TunnelCongestion, lost.tunnel_congestion),
+            ];
+            let others = lost.total() - tunnel.iter().map(|(_, lost)| lost).sum::<u64>();
+            cell.drop(DropReason::Malformed, others);
+            for (reason, lost) in tunnel {
+                cell.drop(reason, lost);
+            }
         }
         let received = self.frames.len();
         if received != 0 {

@@ -13,6 +13,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
+use frame::tunnel::TunnelKey;
 use frame::{Frame, Pool};
 
 use crate::error::Error;
@@ -265,6 +266,12 @@ pub trait Port: Send + Sync {
     /// How the tunnel is made, of a port that is one.
     fn tunnel(&self) -> Option<TunnelConfig> {
         None
+    }
+
+    /// Fills in what a frame sent by this key would have: source address, ports. The key's source port is
+    /// the entropy that the frame would have. False: the frame wouldn't be sent.
+    fn complete_tunnel_key(&self, _key: &mut TunnelKey) -> bool {
+        false
     }
 
     /// Where an internal port's device now is: `None` in our own namespace, else the id by which

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use netlink::attr::{Table, Writer};
+use ::vport::{TunnelConfig, TunnelKind};
+use frame::tunnel::vxlan::Extensions;
+use netlink::attr::{Attr, Table, Writer};
 use netlink::{Answer, Dump, DumpPart, Errno, Failure, Family, Fit, Group, Request};
 
 use super::{check_device_name, command, cpu_ids, port_id_bytes, port_ids};
@@ -109,6 +111,7 @@ struct Wish<'a> {
     number: Option<u32>,
     ifindex: Option<u32>,
     upcall_pids: &'a [u8],
+    options: Option<Attr<'a>>,
 }
 
 fn wish<'a>(attrs: &Attributes<'a>) -> Result<Wish<'a>, Errno> {
@@ -130,29 +133,86 @@ fn wish<'a>(attrs: &Attributes<'a>) -> Result<Wish<'a>, Errno> {
         number: (number != 0).then_some(number),
         ifindex: (ifindex != 0).then_some(ifindex),
         upcall_pids,
+        options: attrs.get(attribute::OPTIONS),
     })
 }
 
 impl<'a> Wish<'a> {
     /// What is checked once there is a datapath.
     fn check(self) -> Result<PortWish<'a>, Errno> {
-        let kind = match self.kind {
-            1 => VportType::Netdev,
-            2 => VportType::Internal,
-            // Tunnels (GRE, VXLAN, Geneve) aren't there yet, like a module without their helpers.
+        let (kind, tunnel) = match self.kind {
+            1 => (VportType::Netdev, None),
+            2 => (VportType::Internal, None),
+            3 => (VportType::Gre, Some(TunnelKind::Gre)),
+            4 => (VportType::Vxlan, Some(TunnelKind::Vxlan)),
+            5 => (VportType::Geneve, Some(TunnelKind::Geneve)),
             _ => return Err(Errno::EAFNOSUPPORT),
         };
-        if kind == VportType::Internal {
+        if kind != VportType::Netdev {
             check_device_name(self.name)?;
         }
+        let tunnel = tunnel.map(|kind| tunnel_config(kind, self.options));
         Ok(PortWish {
             name: self.name,
             kind,
             number: self.number,
             ifindex: self.ifindex,
+            tunnel: tunnel.transpose()?,
             upcall_pids: readers(self.upcall_pids)?,
         })
     }
+}
+
+/// Within `OVS_VPORT_ATTR_OPTIONS`, and `OVS_TUNNEL_ATTR_EXTENSION` of VXLAN.
+mod option {
+    pub const DST_PORT: u16 = 1;
+    pub const EXTENSION: u16 = 2;
+    pub const GBP: u16 = 1;
+}
+
+/// The port that VXLAN had before it was given one, and that the kernel's devices take for 0.
+const OLD_VXLAN_PORT: u16 = 8472;
+
+fn tunnel_config(kind: TunnelKind, options: Option<Attr<'_>>) -> Result<TunnelConfig, Errno> {
+    let mut config = TunnelConfig {
+        kind,
+        port: 0,
+        extensions: Extensions::default(),
+    };
+    if !kind.is_udp() {
+        return Ok(config);
+    }
+    let mut port = None;
+    for attr in options.ok_or(Errno::EINVAL)?.nested() {
+        match attr.kind {
+            option::DST_PORT => port = Some(attr.u16()?),
+            option::EXTENSION if kind == TunnelKind::Vxlan => {
+                for extension in attr.nested().filter(|of| of.kind == option::GBP) {
+                    if !extension.payload.is_empty() {
+                        return Err(Errno::ERANGE);
+                    }
+                    config.extensions.gbp = true;
+                }
+            }
+            _ => {}
+        }
+    }
+    config.port = match (port.ok_or(Errno::EINVAL)?, kind) {
+        (0, TunnelKind::Vxlan) => OLD_VXLAN_PORT,
+        (port, _) => port,
+    };
+    Ok(config)
+}
+
+fn write_options(writer: &mut Writer<'_>, config: &TunnelConfig) -> Result<(), Errno> {
+    let nest = writer.begin(attribute::OPTIONS);
+    writer.u16(option::DST_PORT, config.port);
+    if config.extensions.gbp {
+        let extension = writer.begin(option::EXTENSION);
+        writer.flag(option::GBP);
+        writer.end(extension)?;
+    }
+    writer.end(nest)
 }
 
 /// EINVAL for more readers than CPUs, as the module.
@@ -217,7 +277,11 @@ pub fn write(writer: &mut Writer<'_>, datapath: &Datapath, port: &Vport) -> Resu
     } else {
         pids.get(..1).unwrap_or_default()
     };
-    writer.bytes(attribute::UPCALL_PID, &port_id_bytes(shown))
+    writer.bytes(attribute::UPCALL_PID, &port_id_bytes(shown))?;
+    match (&port.tunnel, port.kind) {
+        (Some(config), VportType::Vxlan | VportType::Geneve) => write_options(writer, config),
+        _ => Ok(()),
+    }
 }
 
 /// A dump of one datapath's ports.

@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use datapath::device_source::DeviceSource;
 use frame::{Frame, GsoKind, Pool};
-use vport::{Capabilities, Driver, Error, HostCounters, Link, Port, RxQueue, TxOutcome, TxRefusal};
+use vport::{
+    Capabilities, Driver, Error, HostCounters, Link, Port, RxQueue, TunnelConfig, TxOutcome,
+    TxRefusal,
+};
 
 /// What a device was given, in order: its name, the frame.
 pub type Sent = Vec<(String, Frame)>;
@@ -148,6 +151,15 @@ impl DeviceSource for Source {
             false => name.to_owned(),
         };
         self.0.open(&name, ifindex)
+    }
+
+    fn create_tunnel(
+        &self,
+        name: &str,
+        _config: TunnelConfig,
+        ifindex: u32,
+    ) -> Result<Box<dyn Port>, Error> {
+        self.0.open(name, Some(ifindex))
     }
 }
 

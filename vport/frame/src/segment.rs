@@ -186,6 +186,7 @@ impl<'a> Segments<'a> {
         packet.set_len(start + payload.len());
         packet.vlan = self.frame.vlan;
         packet.class = self.frame.class;
+        packet.tunnel.clone_from(&self.frame.tunnel);
         packet.offload = Offload {
             csum_valid: self.frame.offload.csum_valid,
             ..Offload::default()

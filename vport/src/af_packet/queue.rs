@@ -207,6 +207,7 @@ fn from_ring(
                     length: bytes.len(),
                     damaged: false,
                     vlan,
+                    network: 0,
                     header,
                 };
                 let mut frame = pool.take(bytes.len());

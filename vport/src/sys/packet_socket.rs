@@ -133,7 +133,7 @@ impl PacketSocket {
     }
 
     /// Receives only what this program (classic BPF) gives a length for.
-    pub(crate) fn set_filter(&self, program: &[libc::sock_filter]) -> Result<(), Errno> {
+    pub(crate) fn set_classic_filter(&self, program: &[libc::sock_filter]) -> Result<(), Errno> {
         super::set_filter(self.as_fd(), program)
     }
 

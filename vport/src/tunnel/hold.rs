@@ -108,7 +108,7 @@ fn receiver(config: &TunnelConfig, ethertype: u16) -> Result<PacketSocket, Errno
         ETH_P_IP => filter_v4(protocol, port),
         _ => filter_v6(protocol, port),
     };
-    socket.set_filter(&program)?;
+    socket.set_classic_filter(&program)?;
     socket.bind_protocol(ethertype)?;
     if ethertype == ETH_P_IP {
         socket.defragment()?;

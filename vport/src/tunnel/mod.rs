@@ -32,6 +32,7 @@ mod wire;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use frame::tunnel::TunnelKey;
 use frame::tunnel::vxlan::Extensions;
 use frame::{Frame, Pool};
 
@@ -271,5 +272,9 @@ impl Port for Tunnel {
 
     fn tunnel(&self) -> Option<TunnelConfig> {
         Some(self.shared.config)
+    }
+
+    fn complete_tunnel_key(&self, key: &mut TunnelKey) -> bool {
+        send::complete(&self.shared, key)
     }
 }

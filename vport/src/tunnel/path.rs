@@ -38,7 +38,7 @@ pub(super) fn address(family: u8, place: &[u8; 16]) -> IpAddr {
 }
 
 /// Where a key sends to, and from where if it says so.
-pub(super) fn ends(key: &TunnelKey) -> (IpAddr, Option<IpAddr>) {
+pub(super) fn ends(key: &TunnelKey) -> Ends {
     let from = address(key.family, &key.src);
     (
         address(key.family, &key.dst),
@@ -69,8 +69,11 @@ fn ask(to: IpAddr, from: Option<IpAddr>) -> std::io::Result<Path> {
 /// Answers about ways, shared by those who send.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    known: Mutex<HashMap<(IpAddr, Option<IpAddr>), (Instant, Path)>>,
+    known: Mutex<HashMap<Ends, (Instant, Path)>>,
 }
+
+/// To where, and from which address if that is said.
+type Ends = (IpAddr, Option<IpAddr>);
 
 impl Paths {
     /// The way from an address (None: from any) to another.

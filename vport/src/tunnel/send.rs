@@ -131,6 +131,56 @@ pub(super) fn transmit(
     }
 }
 
+/// Fills in what a frame sent by `key` would have; false: it wouldn't be sent.
+pub(super) fn complete(shared: &Shared, key: &mut TunnelKey) -> bool {
+    let kind = shared.config.kind;
+    let Some(choice) = choice(kind, key) else {
+        return false;
+    };
+    let (to, from) = ends(key);
+    let Ok(path) = shared.paths.find(to, from) else {
+        return false;
+    };
+    key.src = octets(path.source);
+    key.tp_src = 0.into();
+    if kind.is_udp() {
+        let Ok(socket) = shared.senders.get(choice, kind) else {
+            return false;
+        };
+        let own = socket.local_addr().ok().and_then(|own| own.as_socket());
+        key.tp_src = own.map_or(0, |own| own.port()).into();
+        if key.tp_dst == 0 {
+            key.tp_dst = shared.config.port.into();
+        }
+    }
+    true
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The socket for what is sent by `key`; None: this tunnel doesn't go over its IP version.
+fn choice(kind: TunnelKind, key: &TunnelKey) -> Option<Choice> {
+    let (v4, v6) = kind.families();
+    let goes = key.family == V4 && v4 || key.family == V6 && v6;
+    goes.then(|| Choice {
+        v6: key.family == V6,
+        dont_fragment: key.has(tunnel_flags::DONT_FRAGMENT),
+        checksum: kind.is_udp() && key.has(tunnel_flags::CSUM),
+        port: match kind.is_udp() {
+            true => usize::from(key.tp_src.get()) % PORTS,
+            false => 0,
+        },
+    })
+}
+
 fn prepare(
     shared: &Shared,
     mut frame: Frame,
@@ -152,10 +202,7 @@ fn prepare_borrowed(
 ) -> Result<(), TxRefusal> {
     let key = frame.tunnel.take().ok_or(TxRefusal::Error)?;
     let config = &shared.config;
-    let (v4, v6) = config.kind.families();
-    if !(key.family == V4 && v4 || key.family == V6 && v6) {
-        return Err(TxRefusal::Unreachable);
-    }
+    let choice = choice(config.kind, &key).ok_or(TxRefusal::Unreachable)?;
     frame.push_tag_inband().map_err(|_| TxRefusal::TooLong)?;
     let (to, from) = ends(&key);
     let path = shared
@@ -179,19 +226,6 @@ fn prepare_borrowed(
             pool,
         )?;
     }
-    let checksum = match config.kind.is_udp() {
-        true => key.has(tunnel_flags::CSUM),
-        false => false,
-    };
-    let choice = Choice {
-        v6: key.family == V6,
-        dont_fragment: key.has(tunnel_flags::DONT_FRAGMENT),
-        checksum,
-        port: match config.kind.is_udp() {
-            true => usize::from(key.tp_src.get()) % PORTS,
-            false => 0,
-        },
-    };
     let tos = match config.kind.is_udp() {
         true => ecn::encapsulate(key.tos, ecn::of_frame(frame.bytes())),
         // As the kernel: its GRE devices leave the key's as it is.
@@ -213,7 +247,7 @@ fn prepare_borrowed(
         bundle.ready.push(Ready {
             choice,
             envelope,
-            together: checksum && fits,
+            together: choice.checksum && fits,
             origin,
         });
         bundle.frames.push(datagram);
@@ -246,12 +280,7 @@ fn reflect(
             false => Ok(()),
         };
     };
-    let mut source = [0; 16];
-    match path.source {
-        IpAddr::V4(address) => source[..4].copy_from_slice(&address.octets()),
-        IpAddr::V6(address) => source = address.octets(),
-    }
-    shared.reflection.push(answer, key, source);
+    shared.reflection.push(answer, key, octets(path.source));
     Err(TxRefusal::TooLong)
 }
 
