@@ -31,9 +31,7 @@ use crate::datapath::{Datapath, Settings};
 use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
-use crate::meter::Meters;
 use crate::placement::cpus::CpuList;
-use crate::table_ref::TableCell;
 use crate::upcall::Upcaller;
 use crate::vport::{Vport, VportType};
 use crate::worker::Workers;
@@ -293,19 +291,14 @@ impl Configuration<'_> {
             masks_cache_size: settings.masks_cache_size,
         };
         let table = FlowTable::new(config, &daemon.reclaimer).map_err(|_bad_size| Errno::ERANGE)?;
-        let datapath = Arc::new(Datapath {
-            name: device.name().into(),
-            ifindex: local_ifindex,
-            settings: ArcSwap::from_pointee(settings),
-            ports: ArcSwap::default(),
-            table: TableCell::new(table),
-            generation,
-            reclaimer: Arc::clone(&daemon.reclaimer),
-            counters: Counters::new(daemon.executors()),
-            departed: Mutex::default(),
-            meters: Meters::default(),
-            conntrack: Arc::clone(&daemon.conntrack),
-        });
+        let datapath = Arc::new(Datapath::new(
+            device.name(),
+            local_ifindex,
+            settings,
+            table,
+            daemon.executors(),
+            &daemon.conntrack,
+        ));
         self.publish(&datapath, 0, VportType::Internal, device, upcall_pids)
             .inspect_err(|_| {
                 datapath.table.orphan(handle);

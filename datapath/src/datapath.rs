@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use flow::table::Reclaimer;
+use flow::table::{FlowTable, Reclaimer};
 
 use crate::conntrack::Tracker;
 use crate::counters::{Counters, Totals};
@@ -67,6 +67,30 @@ pub struct Datapath {
 }
 
 impl Datapath {
+    /// A datapath without ports, with so many executors' cells.
+    pub fn new(
+        name: &str,
+        ifindex: i32,
+        settings: Settings,
+        table: FlowTable,
+        executors: usize,
+        conntrack: &Arc<Tracker>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            ifindex,
+            settings: ArcSwap::from_pointee(settings),
+            ports: ArcSwap::default(),
+            generation: table.generation(),
+            reclaimer: Arc::clone(table.reclaimer()),
+            table: TableCell::new(table),
+            counters: Counters::new(executors),
+            departed: Mutex::default(),
+            meters: Meters::default(),
+            conntrack: Arc::clone(conntrack),
+        }
+    }
+
     /// Flows and masks in the table; none once it is deleted. Rare: registers with the epoch.
     pub fn sizes(&self) -> (u64, u64) {
         let handle = self.reclaimer.register();

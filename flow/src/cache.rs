@@ -1,8 +1,11 @@
 //! What an executor keeps for itself between lookups: which mask a packet's hash matched last, and its
 //! counters.
 //!
-//! An entry is a hint: the subtable it names is searched first, and what is found there matches, since
-//! any match is right. So nothing needs to be told to executors when masks come, go or change places.
+//! An entry is a hint: of the masks that aren't in the table's tree the one it names is searched first,
+//! and what is found there matches, since any match is right. So nothing needs to be told to executors
+//! when masks come, go or change places. Where the tree names a packet's mask the hint isn't needed (to
+//! follow it took longer than the tree); it is kept all the same, as the protocol counts how often it is
+//! right.
 
 /// Most entries that a mask cache can have (the protocol's `MASKS_CACHE_SIZE` is at most this here).
 pub const MASK_CACHE_MAX: u32 = 4096;
@@ -18,7 +21,7 @@ pub struct LookupCounters {
     pub missed: u64,
     /// Masks that were looked at.
     pub mask_hit: u64,
-    /// Packets whose flow was found through the mask cache.
+    /// Packets whose flow has the mask that the cache remembered for their hash.
     pub cache_hit: u64,
 }
 
@@ -58,12 +61,6 @@ impl MaskCache {
             self.tick = 0;
         }
         is
-    }
-
-    /// Has it room for anything?
-    #[inline]
-    pub(crate) fn is_on(&self) -> bool {
-        !self.entries.is_empty()
     }
 
     /// Make the cache have `size` entries, which is 0 or a power of two.

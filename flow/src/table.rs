@@ -278,7 +278,7 @@ impl FlowTable {
     /// The flow that a packet with this key belongs to.
     ///
     /// `hash` is the packet's: equal for packets of one connection, or 0 if unknown. It only finds the
-    /// mask faster, if that isn't in the tree. `cache` is the executor's own.
+    /// mask faster, where the tree doesn't name it. `cache` is the executor's own.
     ///
     /// # Panics
     /// If `guard` isn't a pin of the table's reclaimer.
@@ -296,8 +296,6 @@ impl FlowTable {
         let mut looked_at = 0;
         let forest = contents.forest.load();
         let found = forest.find(&contents.slots, &self.seed, key, &mut looked_at);
-        // The first mask looked at was right: it counts as what it saves, a search.
-        counters.cache_hit += u64::from(found.is_some() && looked_at == 1 && cache.is_on());
         counters.mask_hit += looked_at;
         self.settle(contents, found, key, hash, cache, counters)
     }
@@ -323,11 +321,7 @@ impl FlowTable {
             *key = of(packet).0;
         }
         let keys = keys.get(..packets.len()).unwrap_or_default();
-        let mut at_once = 0;
-        let in_tree = contents.search_tree(&self.seed, keys, &mut counters.mask_hit, &mut at_once);
-        if cache.is_on() {
-            counters.cache_hit += at_once;
-        }
+        let in_tree = contents.search_tree(&self.seed, keys, &mut counters.mask_hit);
         let mut found = [None; LANES];
         for ((found, in_tree), packet) in found.iter_mut().zip(in_tree).zip(packets) {
             let (key, hash) = of(packet);
@@ -347,9 +341,16 @@ impl FlowTable {
         cache: &mut MaskCache,
         counters: &mut LookupCounters,
     ) -> Option<&'g Flow> {
+        // A connection's packets match another mask after each recirculation.
+        let hash = if key.recirc_id == 0 || hash == 0 {
+            hash
+        } else {
+            (hash ^ key.recirc_id.wrapping_mul(0x9e37_79b1)).max(1)
+        };
+        let remembered = cache.get(hash);
         let found = match found {
             None if !contents.wide.load().is_empty() => {
-                self.lookup_wide(contents, key, hash, cache, counters)
+                self.lookup_wide(contents, key, remembered, &mut counters.mask_hit)
             }
             found => found,
         };
@@ -357,6 +358,11 @@ impl FlowTable {
             counters.missed += 1;
             return None;
         };
+        if remembered == Some(place) {
+            counters.cache_hit += 1;
+        } else {
+            cache.put(hash, place);
+        }
         counters.hit += 1;
         contents.sample(cache, place);
         Some(flow)
@@ -369,30 +375,18 @@ impl FlowTable {
         &self,
         contents: &'g Contents,
         key: &Key,
-        hash: u32,
-        cache: &mut MaskCache,
-        counters: &mut LookupCounters,
+        remembered: Option<u32>,
+        looked_at: &mut u64,
     ) -> Option<(u32, &'g Flow)> {
-        // A connection's packets match another mask after each recirculation.
-        let hash = if key.recirc_id == 0 || hash == 0 {
-            hash
-        } else {
-            (hash ^ key.recirc_id.wrapping_mul(0x9e37_79b1)).max(1)
-        };
-        if let Some(place) = cache.get(hash)
+        if let Some(place) = remembered
             && let Some(subtable) = contents.subtables.get(place)
         {
-            counters.mask_hit += 1;
+            *looked_at += 1;
             if let Some(flow) = subtable.find(&contents.slots, &self.seed, key) {
-                counters.cache_hit += 1;
                 return Some((place, flow));
             }
         }
-        let found = contents.search_wide(&self.seed, key, &mut counters.mask_hit);
-        if let Some((place, _)) = found {
-            cache.put(hash, place);
-        }
-        found
+        contents.search_wide(&self.seed, key, looked_at)
     }
 
     /// What [`FlowTable::lookup`] finds, or another flow that matches as well: by searching all masks in

@@ -335,7 +335,7 @@ fn only(byte: usize) -> Key {
 }
 
 #[test]
-fn a_cache_hit_is_a_flow_of_the_first_mask_looked_at_or_of_the_one_remembered() {
+fn the_cache_remembers_masks_that_nothing_else_names() {
     // No two masks need the same bit: nothing tells which of them a packet matches.
     const MASKS: usize = 40;
     let (reclaimer, table) = table(3);
@@ -372,22 +372,25 @@ fn a_cache_hit_is_a_flow_of_the_first_mask_looked_at_or_of_the_one_remembered() 
 }
 
 #[test]
-fn what_the_tree_names_at_once_counts_as_a_cache_hit_if_there_is_a_cache() {
+fn a_cache_hit_is_a_mask_that_was_remembered_for_the_hash() {
     let (reclaimer, table) = table(3);
     let handle = reclaimer.register();
     let prepared = table.prepare(table_common::new_flow(1, &key(5), &mask(63)));
     table.write(&handle).insert(prepared).expect("the only one");
     let guard = handle.pin();
-    let (mut cache, packet) = (MaskCache::new(), [(key(5), 0)]);
-    for (size, hits) in [(256, 2), (0, 0)] {
+    let mut cache = MaskCache::new();
+    for (size, hash, hits) in [(256, 7, 3), (0, 7, 0), (256, 0, 0)] {
         table.set_masks_cache_size(size).expect("legal");
+        let packet = [(key(5), hash)];
         let mut counters = LookupCounters::default();
-        table.lookup(&packet[0].0, 0, &guard, &mut cache, &mut counters);
-        table.lookup_batch(&packet, |p| (&p.0, p.1), &guard, &mut cache, &mut counters);
+        for _ in 0..2 {
+            table.lookup(&packet[0].0, hash, &guard, &mut cache, &mut counters);
+            table.lookup_batch(&packet, |p| (&p.0, p.1), &guard, &mut cache, &mut counters);
+        }
         let expected = LookupCounters {
-            hit: 2,
+            hit: 4,
             missed: 0,
-            mask_hit: 2,
+            mask_hit: 4,
             cache_hit: hits,
         };
         assert_eq!(counters, expected);

@@ -18,14 +18,12 @@ use crate::key::Key;
 pub(super) type Found<'a> = Option<(u32, &'a Flow)>;
 
 impl Contents {
-    /// [`Contents::search`] in the tree for each of up to [`LANES`] keys. Adds up the masks looked at, and
-    /// the packets whose first mask was the right one.
+    /// [`Contents::search`] in the tree for each of up to [`LANES`] keys. Adds up the masks looked at.
     pub(super) fn search_tree<'a>(
         &'a self,
         seed: &Seed,
         keys: &[&Key],
         looked_at: &mut u64,
-        at_once: &mut u64,
     ) -> [Found<'a>; LANES] {
         let forest = self.forest.load();
         // Before the tree is searched; see `tree`.
@@ -71,7 +69,6 @@ impl Contents {
         });
         let mut found = [None; LANES];
         for (lane, (key, leaf)) in keys.iter().zip(leaves).enumerate() {
-            let before = *looked_at;
             found[lane] = match (flows[lane], leaf) {
                 (Some((place, flow)), _) if flow.matches(key) => {
                     *looked_at += 1;
@@ -88,7 +85,6 @@ impl Contents {
             if found[lane].is_none() && in_two_trees {
                 found[lane] = forest.find(&self.slots, seed, key, looked_at);
             }
-            *at_once += u64::from(found[lane].is_some() && *looked_at == before + 1);
         }
         found
     }
