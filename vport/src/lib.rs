@@ -7,6 +7,7 @@
 //!   where /dev/net/tun is closed;
 //! - [`af_packet`], [`af_xdp`], [`tap`]: a driver each;
 //! - [`tunnel`]: ports whose device is an IP network;
+//! - [`ring`]: bounded rings that stop what feeds them; deferred transmission;
 //! - [`hide`]: keeps a port's packets from the host's own stack;
 //! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
 //! - [`error`]: an errno for the protocol, with a sentence for people.
@@ -23,6 +24,7 @@ mod nl;
 mod offload;
 pub mod open;
 pub mod port;
+pub mod ring;
 mod sys;
 pub mod tap;
 pub mod tunnel;
