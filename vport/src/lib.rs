@@ -8,6 +8,7 @@
 //! - [`af_packet`], [`af_xdp`], [`tap`]: a driver each;
 //! - [`tunnel`]: ports whose device is an IP network;
 //! - [`ring`]: bounded rings that stop what feeds them; deferred transmission;
+//! - [`stream`]: ports whose frames go through TCP connections;
 //! - [`hide`]: keeps a port's packets from the host's own stack;
 //! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
 //! - [`error`]: an errno for the protocol, with a sentence for people.
@@ -25,6 +26,7 @@ mod offload;
 pub mod open;
 pub mod port;
 pub mod ring;
+pub mod stream;
 mod sys;
 pub mod tap;
 pub mod tunnel;

@@ -33,6 +33,8 @@ pub enum Driver {
     AfXdp,
     /// A tunnel over an IP network.
     Tunnel,
+    /// A TCP connection behind a device of our own.
+    Stream,
 }
 
 impl Driver {
@@ -44,6 +46,7 @@ impl Driver {
             Self::Veth => "veth",
             Self::AfXdp => "af_xdp",
             Self::Tunnel => "tunnel",
+            Self::Stream => "stream",
         }
     }
 }

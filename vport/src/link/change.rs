@@ -194,19 +194,23 @@ pub fn create_veth(veth: &Veth<'_>) -> Result<(), Error> {
     });
     change(message, what)?;
     if veth.peer_silent {
-        let peer = super::by_name(veth.peer)?;
-        let mut message = Message::new(libc::RTM_SETLINK, nl::ACK);
-        message
-            .raw(&ifinfo(peer.index, 0, 0))
-            .nested(libc::IFLA_AF_SPEC, |spec| {
-                spec.nested(libc::AF_INET6 as u16, |inet6| {
-                    inet6.attr(INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
-                });
-            });
-        // A host without IPv6 has nothing to be silenced.
-        if let Err(error) = change(message, "IPv6 address mode") {
-            tracing::debug!("{}: {error}", veth.peer);
-        }
+        silence(super::by_name(veth.peer)?.index);
     }
     Ok(())
+}
+
+/// The device shall get no IPv6 address by itself.
+pub(crate) fn silence(index: u32) {
+    let mut message = Message::new(libc::RTM_SETLINK, nl::ACK);
+    message
+        .raw(&ifinfo(index, 0, 0))
+        .nested(libc::IFLA_AF_SPEC, |spec| {
+            spec.nested(libc::AF_INET6 as u16, |inet6| {
+                inet6.attr(INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
+            });
+        });
+    // A host without IPv6 has nothing to be silenced.
+    if let Err(error) = change(message, "IPv6 address mode") {
+        tracing::debug!("device {index}: {error}");
+    }
 }

@@ -113,7 +113,7 @@ pub struct Deferred<T, N> {
     /// The role makes it exclusive; the lock makes that safe.
     hand: Mutex<Hand<T>>,
     sent: AtomicU64,
-    /// Of what was left when it was closed.
+    /// Of what was left when it was closed or abandoned.
     abandoned: AtomicU64,
     /// The closer waits here for the flusher.
     closing: Mutex<()>,
@@ -251,19 +251,39 @@ impl<T: Send, N: Notify> Deferred<T, N> {
             }
         }
         drop(gate);
+        self.drop_all(&mut take);
+    }
+
+    /// Drops what is queued and in hand, since where it was to go is no more; it counts as
+    /// [`dropped_close`](Counters::dropped_close). The queue stays open. Does nothing while somebody else
+    /// flushes.
+    pub fn abandon(&self, mut take: impl FnMut(T)) {
+        let free = [SCHEDULED, WAITING, IDLE];
+        if !free.into_iter().any(|role| self.becomes(role, FLUSHING)) {
+            return;
+        }
+        self.drop_all(&mut take);
+        self.leave(IDLE, Flushed::Empty);
+        if !self.ring.is_empty() && self.becomes(IDLE, SCHEDULED) {
+            self.ring.notify().work();
+        }
+    }
+
+    /// By who has the role.
+    fn drop_all(&self, take: &mut impl FnMut(T)) {
         let mut count = 0;
         let mut hand = lock(&self.hand);
         hand.offset = 0;
-        let mut drop_all = |message| {
+        for message in hand.messages.drain(..) {
+            count += 1;
+            take(message);
+        }
+        self.ring.pop(usize::MAX, |message| {
             count += 1;
             take(message);
             true
-        };
-        while let Some(message) = hand.messages.pop_front() {
-            drop_all(message);
-        }
-        self.ring.pop(usize::MAX, drop_all);
-        self.abandoned.store(count, Release);
+        });
+        self.abandoned.fetch_add(count, Release);
     }
 
     /// What it has counted.

@@ -14,6 +14,7 @@ mod mapping;
 pub(crate) mod mmsg;
 pub(crate) mod packet_socket;
 pub(crate) mod rx_ring;
+pub(crate) mod tcp;
 pub(crate) mod tun;
 pub(crate) mod tx_ring;
 pub(crate) mod xdp;

@@ -37,6 +37,16 @@ pub(crate) fn set_index(fd: &OwnedFd, index: u32) -> Result<(), Errno> {
     unsafe { ioctl(fd.as_fd(), libc::TUNSETIFINDEX, &mut index) }.map(|_| ())
 }
 
+/// TUNSETCARRIER (Linux 5.0), which libc doesn't have: `_IOW('T', 226, int)`.
+const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
+
+/// Whether the device shall say that it has a carrier.
+pub(crate) fn set_carrier(fd: &OwnedFd, on: bool) -> Result<(), Errno> {
+    let mut on = libc::c_int::from(on);
+    // SAFETY: TUNSETCARRIER takes an int.
+    unsafe { ioctl(fd.as_fd(), TUNSETCARRIER, &mut on) }.map(|_| ())
+}
+
 /// Makes the descriptor the (next) queue of the TAP device `name`; `create`: a new device, refused
 /// with `EBUSY` if there is one of that name or of the index that was set. Gives the name, which the kernel makes from a template.
 pub(crate) fn attach(
