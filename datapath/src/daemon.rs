@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::vport::{DriverChoice, TunnelConfig, TunnelKind};
+use ::vport::DriverChoice;
+use ::vport::stream::Streams;
 use arc_swap::ArcSwap;
 use crossbeam_epoch::LocalHandle;
 use flow::stats::Source;
@@ -73,6 +75,8 @@ pub struct Daemon {
     pub workers: Workers,
     /// The way to the thread that follows the ports' devices.
     pub devices: Devices,
+    /// Streams, which may be ports.
+    pub streams: Arc<Streams>,
     source: Box<dyn DeviceSource>,
     /// When it started.
     pub started: Instant,
@@ -114,8 +118,12 @@ const QUIESCE: Duration = Duration::from_secs(5);
 impl Daemon {
     /// No datapaths yet, workers not started.
     pub fn new(options: Options, hub: Hub, devices: Devices) -> Self {
-        let source = Box::new(SystemDevices::new(&options));
-        Self::with_devices(options, hub, devices, source)
+        let streams = Arc::new(Streams::default());
+        let source = Box::new(SystemDevices::new(&options, Arc::clone(&streams)));
+        Self {
+            streams,
+            ..Self::with_devices(options, hub, devices, source)
+        }
     }
 
     /// The same with devices from elsewhere than the system.
@@ -132,6 +140,7 @@ impl Daemon {
             workers: Workers::default(),
             devices,
             started: Instant::now(),
+            streams: Arc::default(),
             conntrack: Arc::new(Tracker::new(
                 conntrack::Config {
                     max_connections: options.max_connections,

@@ -1,6 +1,10 @@
 //! Where the ports' devices come from: the system; in tests, what stands for it.
 
 use ::vport::{AttachOptions, Error, InternalOptions, Port, Tunnel, TunnelConfig};
+use std::sync::Arc;
+
+use ::vport::stream::Streams;
+use ::vport::{AttachOptions, Error, InternalOptions, Port};
 
 use crate::daemon::Options;
 
@@ -35,16 +39,17 @@ pub trait DeviceSource: Send + Sync {
 }
 
 /// The devices of the network namespace that the daemon runs in.
-#[derive(Debug)]
 pub struct SystemDevices {
+    streams: Arc<Streams>,
     attach: AttachOptions,
     internal: InternalOptions,
 }
 
 impl SystemDevices {
-    /// As the daemon was asked to use them.
-    pub fn new(options: &Options) -> Self {
+    /// As the daemon was asked to use them; the devices of `streams` are streams.
+    pub fn new(options: &Options, streams: Arc<Streams>) -> Self {
         Self {
+            streams,
             attach: AttachOptions {
                 driver: options.driver,
                 run_prefix: options.run_prefix.clone(),
@@ -61,7 +66,8 @@ impl SystemDevices {
 
 impl DeviceSource for SystemDevices {
     fn attach(&self, name: &str) -> Result<Box<dyn Port>, Error> {
-        ::vport::attach(name, &self.attach)
+        let stream = self.streams.port_named(name);
+        stream.map_or_else(|| ::vport::attach(name, &self.attach), Ok)
     }
 
     fn create_internal(&self, name: &str, ifindex: Option<u32>) -> Result<Box<dyn Port>, Error> {

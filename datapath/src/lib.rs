@@ -9,7 +9,7 @@
 //! - [`worker`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`conntrack`]: connections, their states and translations; [`refragment`]: what came in fragments;
-//! - [`counters`], [`drop_reason`], [`status`]: what became of it.
+//! - [`counters`], [`drop_reason`], [`status`], [`stream_status`]: what became of it.
 
 pub mod codec;
 pub mod conntrack;
@@ -28,6 +28,7 @@ pub mod packet;
 pub mod placement;
 pub mod refragment;
 pub mod status;
+pub mod stream_status;
 mod table_ref;
 pub mod transmit;
 pub mod upcall;

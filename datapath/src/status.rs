@@ -10,6 +10,7 @@ use crate::counters::Totals;
 use crate::daemon::Daemon;
 use crate::datapath::{Datapath, features};
 use crate::drop_reason::DropReason;
+use crate::stream_status::StreamStatus;
 use crate::vport::Vport;
 use crate::worker::WorkerStatus;
 
@@ -34,6 +35,8 @@ pub struct Status {
     pub conntrack: Statistics,
     /// How many connections there can be.
     pub connections_limit: u64,
+    /// Streams, ports or not.
+    pub streams: Vec<StreamStatus>,
     /// The connected sockets of clients.
     pub clients: Vec<ClientStatus>,
 }
@@ -180,6 +183,7 @@ impl Status {
             datapaths: daemon.datapaths().iter().map(|dp| datapath(dp)).collect(),
             conntrack: daemon.conntrack.statistics(),
             connections_limit: daemon.conntrack.max_connections() as u64,
+            streams: daemon.streams.list().into_iter().map(Into::into).collect(),
             clients: clients(&daemon.hub),
         }
     }

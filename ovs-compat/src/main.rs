@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod answer;
+mod control;
 mod exec;
 mod metrics;
 mod purge;
 mod run;
 mod rundir;
 mod status;
+mod stream;
 
 /// An Open vSwitch datapath in user space, in the place of the kernel module openvswitch.ko.
 ///
@@ -77,6 +79,12 @@ enum Command {
         #[command(flatten)]
         run_dir: RunDirArgument,
     },
+    /// Ports whose frames go through TCP connections.
+    #[command(subcommand)]
+    Stream(stream::StreamCommand),
+    /// Settings of single ports.
+    #[command(subcommand)]
+    Port(stream::PortCommand),
     /// Remove what a killed daemon left behind.
     ///
     /// Refuses while the daemon is alive. The next `run` on the same directory does the same by itself.
@@ -105,6 +113,8 @@ fn main() -> ExitCode {
         }
         Command::Status { run_dir, json } => status::status(&run_dir.run_dir, json),
         Command::Metrics { run_dir } => metrics::metrics(&run_dir.run_dir),
+        Command::Stream(command) => stream::stream(command),
+        Command::Port(command) => stream::port(command),
         Command::Purge { run_dir } => purge::purge(&run_dir.run_dir),
     };
     match done {

@@ -24,6 +24,7 @@ use vport::{DriverChoice, LinkMonitor};
 
 use crate::DriverArgument;
 use crate::answer::{self, Answers, MetricsAddress};
+use crate::control;
 use crate::rundir::RunDir;
 
 /// What `run` can be told.
@@ -178,6 +179,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         move || devices::follow(&daemon, &mail, monitor)
     })?;
     answer::start(answers, &daemon)?;
+    control::start(&run_dir, &daemon, group)?;
     let running = server
         .serve(Arc::new(families::Server::new(Arc::clone(&daemon))))
         .context("can't start the netlink server")?;
@@ -201,6 +203,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     // Clients go first, so that nothing new is asked for; then what they made.
     running.stop();
     daemon.remove_all();
+    daemon.streams.clear();
     daemon.devices.notify(Notice::Stop);
     daemon.workers.stop();
     reaper_stop.store(true, Ordering::Relaxed);
@@ -211,6 +214,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         }
     }
     remove_file(&run_dir.status_socket());
+    remove_file(&run_dir.control_socket());
     if let Some(MetricsAddress::Unix(path)) = &arguments.metrics_listen {
         remove_file(path);
     }

@@ -31,6 +31,11 @@ impl RunDir {
         self.path.join("status.sock")
     }
 
+    /// Where it is told what to change.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
     /// Marks what a daemon of this directory leaves in the kernel when it is killed. The same for the next
     /// one, so that it finds it; another for another directory.
     pub fn prefix(&self) -> String {

@@ -233,7 +233,8 @@ fn drops(packets: &PacketCounts) -> String {
         .join(", ")
 }
 
-fn table(terminal: bool, header: &[&str]) -> Table {
+/// An empty table.
+pub fn table(terminal: bool, header: &[&str]) -> Table {
     let mut table = Table::new();
     if terminal {
         table.load_style(presets::UTF8_FULL_CONDENSED);

@@ -75,12 +75,7 @@ impl Rules {
     /// Root or the daemon's own user (both as seen from the daemon's user namespace), or a member of
     /// the group.
     fn is_privileged(&self, socket: &OwnedFd, credentials: Credentials) -> bool {
-        credentials.uid == 0
-            || credentials.uid == rustix::process::geteuid().as_raw()
-            || self.group.is_some_and(|group| {
-                credentials.gid == group
-                    || sys::peer_groups(socket.as_fd()).is_ok_and(|groups| groups.contains(&group))
-            })
+        super::may_change(socket.as_fd(), credentials, self.group)
     }
 }
 

@@ -21,7 +21,7 @@ mod prompt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::handler::Handler;
 use crate::hub::Hub;
 use crate::links::Links;
+use crate::sys::{self, Credentials};
 use crate::transport::{self, Netns};
 use census::Census;
 pub use census::Limits;
@@ -41,6 +42,25 @@ use prompt::Prompt;
 
 /// Name of the lock file in the run directory.
 pub const LOCK_NAME: &str = "ovs-dpd.lock";
+
+/// Whether the peer of a UNIX connection may change state: root or the daemon's own user (both as seen from
+/// the daemon's user namespace), or a member of `group`.
+///
+/// # Errors
+/// Not a UNIX connection.
+pub fn peer_may_change(socket: BorrowedFd<'_>, group: Option<u32>) -> io::Result<bool> {
+    let credentials = sys::peer_credentials(socket)?;
+    Ok(may_change(socket, credentials, group))
+}
+
+fn may_change(socket: BorrowedFd<'_>, credentials: Credentials, group: Option<u32>) -> bool {
+    credentials.uid == 0
+        || credentials.uid == rustix::process::geteuid().as_raw()
+        || group.is_some_and(|group| {
+            credentials.gid == group
+                || sys::peer_groups(socket).is_ok_and(|groups| groups.contains(&group))
+        })
+}
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]

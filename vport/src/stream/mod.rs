@@ -125,6 +125,10 @@ pub struct StreamStatus {
     pub from_host_unconnected: u64,
     /// The ring in front of the datapath: `produced` is what the peer sent and could be used.
     pub rx_ring: ring::Counters,
+    /// Its places.
+    pub rx_ring_size: usize,
+    /// Frames in it.
+    pub rx_ring_len: usize,
     /// What the peer sent that is shorter than an Ethernet header.
     pub rx_runt: u64,
     /// What the peer sent that is longer than the device takes.
@@ -246,6 +250,8 @@ impl Shared {
             from_host: self.from_host.load(Relaxed),
             from_host_unconnected: self.from_host_unconnected.load(Relaxed),
             rx_ring: self.inbox.counters(),
+            rx_ring_size: self.inbox.size(),
+            rx_ring_len: self.inbox.len(),
             rx_runt: self.runt.load(Relaxed),
             rx_oversized: self.oversized.load(Relaxed),
             rx_unattached: self.unattached.load(Relaxed),
@@ -265,7 +271,10 @@ impl Drop for Stream {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("stream {}: its thread had ended by a panic", self.shared.name);
+            tracing::error!(
+                "stream {}: its thread had ended by a panic",
+                self.shared.name
+            );
         }
     }
 }
@@ -305,9 +314,8 @@ impl Streams {
             streams.remove(name);
         }
         let no_descriptor = |errno| Error::os(errno, format!("stream {name}"));
-        let event = || {
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(no_descriptor)
-        };
+        let event =
+            || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(no_descriptor);
         let same = |fd: &OwnedFd| {
             fd.try_clone()
                 .map_err(|error| Error::io(&error, format!("stream {name}")))
@@ -413,8 +421,15 @@ impl Streams {
         Ok(())
     }
 
-    /// A port on the stream whose device has that index, if there is one.
-    pub fn port(&self, ifindex: u32) -> Option<Box<dyn Port>> {
+    /// A port on the stream whose device has that name now, if there is one.
+    pub fn port_named(&self, name: &str) -> Option<Box<dyn Port>> {
+        if lock(&self.streams).is_empty() {
+            return None;
+        }
+        self.port(link::by_name(name).ok()?.index)
+    }
+
+    fn port(&self, ifindex: u32) -> Option<Box<dyn Port>> {
         let streams = lock(&self.streams);
         let stream = streams.values().find(|s| s.shared.ifindex == ifindex)?;
         let port = port::StreamPort::new(Arc::clone(&stream.shared));

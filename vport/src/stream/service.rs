@@ -444,15 +444,13 @@ impl Service {
             });
         }
         let usable = shared.attached.load(Relaxed) && shared.up.load(Relaxed);
-        let room = if usable {
-            shared.inbox.room()
-        } else {
-            BATCH
-        };
+        let room = if usable { shared.inbox.room() } else { BATCH };
         let mut refused = Refused::default();
         let longest = shared.longest();
         while self.frames.len() < room.min(BATCH)
-            && let Some(frame) = connection.reader.next(longest, &mut self.pool, &mut refused)
+            && let Some(frame) = connection
+                .reader
+                .next(longest, &mut self.pool, &mut refused)
         {
             self.frames.push(frame);
         }
@@ -465,7 +463,9 @@ impl Service {
         }
         let pool = &mut self.pool;
         if usable {
-            shared.inbox.push(self.frames.drain(..), |frame| pool.put(frame));
+            shared
+                .inbox
+                .push(self.frames.drain(..), |frame| pool.put(frame));
         } else {
             let count = self.frames.len() as u64;
             shared.unattached.fetch_add(count, Relaxed);
