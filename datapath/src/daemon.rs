@@ -17,9 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::vport::{DriverChoice, TunnelConfig, TunnelKind};
-use ::vport::DriverChoice;
 use ::vport::stream::Streams;
+use ::vport::{DriverChoice, TunnelConfig, TunnelKind};
 use arc_swap::ArcSwap;
 use crossbeam_epoch::LocalHandle;
 use flow::stats::Source;

@@ -1,10 +1,9 @@
 //! Where the ports' devices come from: the system; in tests, what stands for it.
 
-use ::vport::{AttachOptions, Error, InternalOptions, Port, Tunnel, TunnelConfig};
 use std::sync::Arc;
 
 use ::vport::stream::Streams;
-use ::vport::{AttachOptions, Error, InternalOptions, Port};
+use ::vport::{AttachOptions, Error, InternalOptions, Port, Tunnel, TunnelConfig};
 
 use crate::daemon::Options;
 

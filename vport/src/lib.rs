@@ -13,7 +13,7 @@
 //! - [`link`]: rtnetlink, as far as ports need it, and the monitor of links;
 //! - [`error`]: an errno for the protocol, with a sentence for people.
 //!
-//! Unsafe code lives in `sys/`, one kernel noun a file.
+//! Unsafe code lives in `sys/`, one kernel noun a file, and in `ring/slot.rs`.
 
 pub mod af_packet;
 pub mod af_xdp;

@@ -134,10 +134,9 @@ impl Port for StreamPort {
             // What the peer sent is never dropped for want of room: the stream isn't read then.
             queue_full: 0,
             rx_errors: RxErrors {
-                unsayable: 0,
                 truncated: shared.oversized.load(Relaxed),
-                malformed: 0,
                 runt: shared.runt.load(Relaxed),
+                ..RxErrors::default()
             },
         }
     }
