@@ -177,7 +177,7 @@ impl Dump for Numbers {
     fn fill(&mut self, part: &mut DumpPart<'_>) -> Result<bool, Errno> {
         while self.next < self.end {
             let number = self.next;
-            let fit = part.message(Family::Datapath, command::NEW, 1, |writer| {
+            let fit = part.message(Family::Flow, command::NEW, 1, |writer| {
                 writer.u32(1, number);
                 writer.bytes(2, &[0; 300])
             })?;

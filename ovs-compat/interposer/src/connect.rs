@@ -97,18 +97,8 @@ pub fn name_of(fd: c_int) -> Option<Name> {
 
 /// What `socket(AF_NETLINK, kind, protocol)` gives: None for a real netlink socket.
 pub fn open(kind: c_int, protocol: c_int) -> Option<Result<c_int, sys::Errno>> {
-    let kept = kind & libc::SOCK_CLOEXEC;
-    let fd = sys::socket(
-        libc::AF_UNIX,
-        libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | kept,
-        0,
-    )
-    .ok()?;
+    let (fd, welcome) = reach(kind & libc::SOCK_CLOEXEC, protocol)?;
     let bare = kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
-    let Some(welcome) = greet(fd, protocol) else {
-        sys::close(fd);
-        return None;
-    };
     let name = Name {
         port_id: welcome.port_id,
         kind: bare,
@@ -130,6 +120,21 @@ pub fn open(kind: c_int, protocol: c_int) -> Option<Result<c_int, sys::Errno>> {
             Some(Err(error))
         }
     }
+}
+
+/// A connection of our own, that no program knows of. None: no daemon serves this protocol here.
+pub fn side(protocol: c_int) -> Option<(c_int, Welcome)> {
+    reach(libc::SOCK_CLOEXEC, protocol)
+}
+
+fn reach(flags: c_int, protocol: c_int) -> Option<(c_int, Welcome)> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | flags;
+    let fd = sys::socket(libc::AF_UNIX, kind, 0).ok()?;
+    let Some(welcome) = greet(fd, protocol) else {
+        sys::close(fd);
+        return None;
+    };
+    Some((fd, welcome))
 }
 
 fn block(fd: c_int) -> Result<(), sys::Errno> {
@@ -229,6 +234,43 @@ fn join(directory: &[u8]) -> Option<(libc::sockaddr_un, usize)> {
         address,
         offset_of!(libc::sockaddr_un, sun_path) + length + 1,
     ))
+}
+
+/// Whether the daemon has marked the link of this name as its own.
+pub fn is_marked(name: &[u8]) -> bool {
+    // Names have no colon, marks of indices begin with one.
+    let a_name = !name.is_empty() && name.len() < libc::IFNAMSIZ && !name.contains(&b':');
+    a_name && name != b"." && name != b".." && !name.contains(&b'/') && is_there(&[name])
+}
+
+/// The same by its index.
+pub fn is_marked_index(index: u32) -> bool {
+    let digits = decimal(index);
+    let start = digits.iter().position(|digit| *digit != 0).unwrap_or(0);
+    is_there(&[b":", digits.get(start..).unwrap_or_default()])
+}
+
+/// Whether there is such a mark.
+#[inline(never)] // Its buffer is on the stack only while it is needed.
+fn is_there(mark: &[&[u8]]) -> bool {
+    let Some(directory) = run_directory() else {
+        return false;
+    };
+    let mut path = [0u8; libc::PATH_MAX as usize];
+    let parts = [
+        directory.to_bytes(),
+        b"/",
+        transport::LINKS_NAME.as_bytes(),
+        b"/",
+    ];
+    let bytes = parts.iter().chain(mark).flat_map(|part| part.iter());
+    let mut length = 0usize;
+    for (to, from) in path.iter_mut().zip(bytes) {
+        *to = *from;
+        length = length.wrapping_add(1);
+    }
+    // One that doesn't fit has no NUL left.
+    length < path.len() && CStr::from_bytes_until_nul(&path).is_ok_and(sys::exists)
 }
 
 /// Decimal digits, with NULs in front.

@@ -5,11 +5,12 @@
 //! call unwinds through them.
 
 use core::ffi::{c_int, c_uint, c_void};
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::Release;
 
 use crate::Outcome;
 use crate::next::Next;
-use crate::table::{self, Slot, State};
+use crate::route::{self, calls};
+use crate::table::{self, Slot};
 use crate::{connect, names, options, receive, send, sys};
 
 /// Runs when the library is loaded, though not before everything else.
@@ -111,10 +112,11 @@ fn guarded(serve: impl FnOnce() -> Outcome) -> Outcome {
     outcome
 }
 
-/// Serves a call on one of our descriptors, or passes it on.
+/// Serves a call on one of our descriptors, or passes it on. `route` is for those of NETLINK_ROUTE:
+/// None passes it on as well; `after` looks at what the next definition has received there.
 macro_rules! hook {
     ($(#[$doc:meta])* fn $name:ident($fd:ident: c_int $(, $arg:ident: $type:ty)*) -> $result:ty,
-     |$slot:ident| $serve:expr) => {
+     |$slot:ident| $serve:expr $(, route: $route:expr)? $(, after: |$length:ident| $after:expr)?) => {
         $(#[$doc])*
         /// # Safety
         /// As the C library's.
@@ -128,11 +130,30 @@ macro_rules! hook {
                         Outcome::Moved => {}
                     }
                 }
+                $(
+                    else if table::is_route($fd) {
+                        match guarded(|| $route.unwrap_or(Outcome::Moved)) {
+                            Outcome::Done(value) => return value as $result,
+                            Outcome::Fail(error) => return sys::fail(error) as $result,
+                            Outcome::Moved => {}
+                        }
+                    }
+                )?
             }
-            pass!($name($fd $(, $arg)*))
+            #[allow(clippy::let_and_return)] // not where `after` follows
+            let result = pass!($name($fd $(, $arg)*));
+            $(
+                if result >= 0 && table::is_route($fd) {
+                    let $length = result;
+                    $after
+                }
+            )?
+            result
         }
     };
 }
+
+mod descriptors;
 
 /// `socket(2)`.
 ///
@@ -149,7 +170,11 @@ pub unsafe extern "C-unwind" fn socket(domain: c_int, kind: c_int, protocol: c_i
     }
     let fd = pass!(socket(domain, kind, protocol));
     if fd >= 0 && !table::is_vforked() {
-        table::set_foreign(fd);
+        if domain == libc::AF_NETLINK && protocol == libc::NETLINK_ROUTE {
+            table::set_route(fd);
+        } else {
+            table::set_foreign(fd);
+        }
     }
     fd
 }
@@ -165,7 +190,9 @@ hook! {
     /// `connect(2)`.
     fn connect(fd: c_int, address: *const libc::sockaddr, length: libc::socklen_t) -> c_int,
     // SAFETY: the caller's contract.
-    |slot| unsafe { names::connect(fd, slot, address, length) }
+    |slot| unsafe { names::connect(fd, slot, address, length) },
+    route: // SAFETY: the caller's contract.
+    unsafe { route::connect_to_kernel(fd, address, length) }
 }
 
 /// # Safety
@@ -230,7 +257,7 @@ unsafe fn send_buffer(
 
 /// # Safety
 /// `vectors` are `count` elements, or null.
-unsafe fn vectors<'a>(vectors: *const libc::iovec, count: usize) -> &'a [libc::iovec] {
+pub unsafe fn vectors<'a>(vectors: *const libc::iovec, count: usize) -> &'a [libc::iovec] {
     if vectors.is_null() {
         return &[];
     }
@@ -242,21 +269,33 @@ hook! {
     /// `send(2)`.
     fn send(fd: c_int, buffer: *const c_void, length: usize, flags: c_int) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { send_buffer(fd, slot, buffer, length, flags) }
+    |slot| unsafe { send_buffer(fd, slot, buffer, length, flags) },
+    route: // SAFETY: the caller's contract.
+    unsafe { calls::buffer(fd, buffer, length, flags) }
 }
 
 hook! {
     /// `sendto(2)`: the address can only be the kernel's.
     fn sendto(fd: c_int, buffer: *const c_void, length: usize, flags: c_int, address: *const libc::sockaddr, address_length: libc::socklen_t) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { send_buffer(fd, slot, buffer, length, flags) }
+    |slot| unsafe { send_buffer(fd, slot, buffer, length, flags) },
+    route: // SAFETY: the caller's contract.
+    unsafe {
+        if calls::is_to_kernel(address.cast(), address_length) {
+            calls::buffer(fd, buffer, length, flags)
+        } else {
+            None
+        }
+    }
 }
 
 hook! {
     /// `write(2)`.
     fn write(fd: c_int, buffer: *const c_void, length: usize) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { send_buffer(fd, slot, buffer, length, 0) }
+    |slot| unsafe { send_buffer(fd, slot, buffer, length, 0) },
+    route: // SAFETY: the caller's contract.
+    unsafe { calls::buffer(fd, buffer, length, 0) }
 }
 
 hook! {
@@ -266,7 +305,11 @@ hook! {
         // SAFETY: the caller's contract.
         Ok(count) => send::datagram(fd, slot, unsafe { vectors(parts, count) }, 0),
         Err(_) => Outcome::Fail(libc::EINVAL),
-    }
+    },
+    route: usize::try_from(count).ok().and_then(|count| {
+        // SAFETY: the caller's contract.
+        route::datagram(fd, unsafe { vectors(parts, count) }, 0)
+    })
 }
 
 /// # Safety
@@ -292,7 +335,9 @@ hook! {
     /// `sendmsg(2)`.
     fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { send_message(fd, slot, message, flags) }
+    |slot| unsafe { send_message(fd, slot, message, flags) },
+    route: // SAFETY: the caller's contract.
+    unsafe { calls::message(fd, message, flags) }
 }
 
 /// # Safety
@@ -329,7 +374,9 @@ hook! {
     /// `sendmmsg(2)`.
     fn sendmmsg(fd: c_int, messages: *mut libc::mmsghdr, count: c_uint, flags: c_int) -> c_int,
     // SAFETY: the caller's contract.
-    |slot| unsafe { send_messages(fd, slot, messages, count, flags) }
+    |slot| unsafe { send_messages(fd, slot, messages, count, flags) },
+    route: // SAFETY: the caller's contract.
+    unsafe { calls::messages(fd, messages, count, flags) }
 }
 
 /// # Safety
@@ -366,7 +413,11 @@ hook! {
     /// `recvfrom(2)`.
     fn recvfrom(fd: c_int, buffer: *mut c_void, length: usize, flags: c_int, address: *mut libc::sockaddr, address_length: *mut libc::socklen_t) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { receive_buffer(fd, slot, buffer, length, flags, address, address_length) }
+    |slot| unsafe { receive_buffer(fd, slot, buffer, length, flags, address, address_length) },
+    after: |_length| if !address_length.is_null() {
+        // SAFETY: the caller's contract.
+        unsafe { route::fix_sender(address, address_length.read_unaligned() as usize) }
+    }
 }
 
 hook! {
@@ -402,7 +453,11 @@ hook! {
     // SAFETY: the caller's contract.
     |slot| if length > room { Outcome::Moved } else { unsafe {
         receive_buffer(fd, slot, buffer, length, flags, address, address_length)
-    } }
+    } },
+    after: |_length| if !address_length.is_null() {
+        // SAFETY: the caller's contract.
+        unsafe { route::fix_sender(address, address_length.read_unaligned() as usize) }
+    }
 }
 
 hook! {
@@ -448,7 +503,11 @@ hook! {
     /// `recvmsg(2)`.
     fn recvmsg(fd: c_int, message: *mut libc::msghdr, flags: c_int) -> isize,
     // SAFETY: the caller's contract.
-    |slot| unsafe { receive_message(fd, slot, message, flags) }
+    |slot| unsafe { receive_message(fd, slot, message, flags) },
+    after: |_length| {
+        // SAFETY: the caller's contract: what was received into is there.
+        unsafe { calls::fix_message(message) }
+    }
 }
 
 /// # Safety
@@ -509,162 +568,13 @@ hook! {
     /// `recvmmsg(2)`.
     fn recvmmsg(fd: c_int, messages: *mut libc::mmsghdr, count: c_uint, flags: c_int, timeout: *mut libc::timespec) -> c_int,
     // SAFETY: the caller's contract.
-    |slot| unsafe { receive_messages(fd, slot, messages, count, flags, timeout) }
-}
-
-/// `dup(2)`.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn dup(old: c_int) -> c_int {
-    let new = pass!(dup(old));
-    if new >= 0 {
-        table::duplicated(old, new);
-    }
-    new
-}
-
-/// `dup2(2)`.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
-    let result = pass!(dup2(old, new));
-    if result >= 0 {
-        table::duplicated(old, new);
-    }
-    result
-}
-
-/// `dup3(2)`.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
-    let result = pass!(dup3(old, new, flags));
-    if result >= 0 {
-        table::duplicated(old, new);
-    }
-    result
-}
-
-/// `fcntl(2)`: its third argument, of whatever type, is a register on the architectures that we
-/// build for.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
-    let result = pass!(fcntl(fd, command, argument));
-    if result >= 0 && (command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC) {
-        table::duplicated(fd, result);
-    }
-    result
-}
-
-/// `fcntl(2)`, as newer programs call it.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn fcntl64(fd: c_int, command: c_int, argument: usize) -> c_int {
-    let result = pass!(fcntl64(fd, command, argument));
-    if result >= 0 && (command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC) {
-        table::duplicated(fd, result);
-    }
-    result
-}
-
-/// `close(2)`. The table forgets first: afterwards the number may be another thread's.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
-    table::forget(fd);
-    pass!(close(fd))
-}
-
-/// `close_range(2)`.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    if flags & libc::CLOSE_RANGE_CLOEXEC as c_int == 0 {
-        table::forget_range(first as usize, last as usize);
-    }
-    pass!(close_range(first, last, flags))
-}
-
-/// `closefrom(3)`.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn closefrom(first: c_int) {
-    table::forget_range(usize::try_from(first).unwrap_or(0), usize::MAX);
-    if let Some(function) = next_of::closefrom.get() {
-        // SAFETY: with what our own caller gave.
-        unsafe { function(first) }
-    }
-}
-
-/// `epoll_ctl(2)`: an undecided descriptor may yet become another socket, which must be in the
-/// same sets.
-///
-/// # Safety
-/// As the C library's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn epoll_ctl(
-    epoll: c_int,
-    op: c_int,
-    fd: c_int,
-    event: *mut libc::epoll_event,
-) -> c_int {
-    let result = pass!(epoll_ctl(epoll, op, fd, event));
-    if result == 0
-        && !table::is_foreign(fd)
-        && let Some(slot) = table::find(fd)
-    {
-        // SAFETY: the caller's contract; the kernel has read it too.
-        watch(
-            slot,
-            epoll,
-            fd,
-            unsafe { event.as_ref() }.filter(|_| op != libc::EPOLL_CTL_DEL),
-        );
-    }
-    result
-}
-
-fn watch(slot: &Slot, epoll: c_int, fd: c_int, event: Option<&libc::epoll_event>) {
-    let known = |epoll: c_int, fd: c_int| {
-        slot.watches
-            .iter()
-            .find(|watch| watch.epoll.load(Relaxed) == epoll && watch.fd.load(Relaxed) == fd)
-    };
-    let Some(event) = event else {
-        if let Some(watch) = known(epoll, fd) {
-            watch.epoll.store(-1, Release);
+    |slot| unsafe { receive_messages(fd, slot, messages, count, flags, timeout) },
+    after: |received| {
+        // SAFETY: the caller's contract; so many have been received.
+        unsafe {
+            for index in 0..usize::try_from(received).unwrap_or(0) {
+                calls::fix_message(&raw mut (*messages.add(index)).msg_hdr);
+            }
         }
-        return;
-    };
-    if slot.state() != State::Undecided {
-        return;
-    }
-    let free = || {
-        slot.watches
-            .iter()
-            .find(|watch| watch.epoll.load(Relaxed) == -1)
-    };
-    if let Some(watch) = known(epoll, fd).or_else(free) {
-        watch.fd.store(fd, Relaxed);
-        watch.events.store(event.events, Relaxed);
-        watch.data.store(event.u64, Relaxed);
-        watch.epoll.store(epoll, Release);
     }
 }

@@ -19,6 +19,8 @@
 //! - The end of the daemon ends every wait: one receive or send fails with `ECONNRESET`, and from
 //!   then on the descriptor is a quiet, real netlink socket, on which the daemon's families are
 //!   unknown (ENOENT), as if a module had been unloaded. `poll` doesn't spin on it.
+//! - A descriptor of NETLINK_ROUTE is a real netlink socket; of its messages those about tunnels'
+//!   links are handed to the daemon, whose answers take the place of the kernel's ([`route`]).
 //! - Descriptors of anybody else cost one relaxed load. (A descriptor seen for the first time
 //!   costs one `getsockname`: it could have come through exec or over a socket.)
 //!
@@ -44,6 +46,7 @@ mod next;
 mod options;
 mod receive;
 mod relay;
+mod route;
 mod send;
 mod sys;
 mod table;

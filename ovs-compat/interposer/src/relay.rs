@@ -91,7 +91,7 @@ fn converse(fd: c_int, slot: &Slot, side: c_int, vectors: &[libc::iovec]) -> Res
 }
 
 /// Writes the port id that the caller knows as its own into each message's header.
-fn address(datagram: &mut [u8], port_id: u32) {
+pub fn address(datagram: &mut [u8], port_id: u32) {
     let mut rest = datagram;
     while let Some(header) = transport::Header::parse(rest) {
         if let Some(field) = rest.get_mut(12..16) {

@@ -76,6 +76,50 @@ pub fn unix_name(fd: c_int) -> Option<([u8; 108], usize)> {
     Some((name.sun_path.map(|byte| byte as u8), length))
 }
 
+/// The port id of a netlink socket; None if it is none.
+pub fn netlink_port(fd: c_int) -> Option<u32> {
+    // SAFETY: a structure of integers, for which zeros are a value.
+    let mut name: libc::sockaddr_nl = unsafe { core::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    call!(libc::SYS_getsockname, fd, &raw mut name, &raw mut length).ok()?;
+    (c_int::from(name.nl_family) == libc::AF_NETLINK).then_some(name.nl_pid)
+}
+
+/// Whether it is a netlink socket of this protocol.
+pub fn is_netlink(fd: c_int, protocol: c_int) -> bool {
+    getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, 0i32) == Ok(libc::AF_NETLINK)
+        && getsockopt(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL, -1i32) == Ok(protocol)
+}
+
+/// Sends to another netlink socket.
+pub fn send_to_port(fd: c_int, bytes: &[u8], port: u32, flags: c_int) -> Result<usize, Errno> {
+    // SAFETY: a structure of integers, for which zeros are a value.
+    let mut to: libc::sockaddr_nl = unsafe { core::mem::zeroed() };
+    to.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    to.nl_pid = port;
+    call!(
+        libc::SYS_sendto,
+        fd,
+        bytes.as_ptr(),
+        bytes.len(),
+        flags,
+        &raw const to,
+        size_of::<libc::sockaddr_nl>()
+    )
+    .map(|length| length as usize)
+}
+
+/// Whether there is such a file.
+pub fn exists(path: &core::ffi::CStr) -> bool {
+    call!(
+        libc::SYS_faccessat,
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        libc::F_OK
+    )
+    .is_ok()
+}
+
 /// Any option of fixed size.
 pub fn getsockopt<T: Copy>(fd: c_int, level: c_int, name: c_int, value: T) -> Result<T, Errno> {
     let mut value = value;

@@ -32,8 +32,10 @@ const SLOTS: usize = 1 << 14;
 const UNKNOWN: u16 = 0;
 /// Somebody else's.
 const FOREIGN: u16 = 1;
+/// A socket of NETLINK_ROUTE: real, but some of its messages are looked at (`route`).
+const ROUTE: u16 = 2;
 /// Entries from here on are slots.
-const FIRST: u16 = 2;
+const FIRST: u16 = 3;
 
 // Untouched pages of these cost nothing: a program that has no socket of ours touches one or two.
 static ENTRIES: [AtomicU16; DESCRIPTORS] = [const { AtomicU16::new(UNKNOWN) }; DESCRIPTORS];
@@ -209,7 +211,7 @@ pub fn is_foreign(fd: c_int) -> bool {
 pub fn find(fd: c_int) -> Option<&'static Slot> {
     let entry = entry(fd)?;
     match entry.load(Acquire) {
-        FOREIGN => None,
+        FOREIGN | ROUTE => None,
         UNKNOWN => recognise(fd),
         value => {
             let slot = slot_of(value)?;
@@ -230,6 +232,16 @@ pub fn find(fd: c_int) -> Option<&'static Slot> {
     }
 }
 
+/// Whether a descriptor that [`find`] doesn't find is a socket of NETLINK_ROUTE.
+pub fn is_route(fd: c_int) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) == ROUTE)
+}
+
+/// The descriptor has been opened as a socket of NETLINK_ROUTE.
+pub fn set_route(fd: c_int) {
+    set(fd, ROUTE);
+}
+
 /// Whether the entry of a descriptor still names this slot.
 pub fn names(fd: c_int, slot: &Slot) -> bool {
     entry(fd)
@@ -244,8 +256,13 @@ fn recognise(fd: c_int) -> Option<&'static Slot> {
     let entry = entry(fd)?;
     let Some(name) = connect::name_of(fd) else {
         if !is_vforked() {
+            let value = if sys::is_netlink(fd, libc::NETLINK_ROUTE) {
+                ROUTE
+            } else {
+                FOREIGN
+            };
             // Only if still unknown: another thread may have closed it and opened one of ours.
-            let _ = entry.compare_exchange(UNKNOWN, FOREIGN, AcqRel, Acquire);
+            let _ = entry.compare_exchange(UNKNOWN, value, AcqRel, Acquire);
             saw(fd);
         }
         return None;
@@ -355,7 +372,7 @@ pub fn forget(fd: c_int) {
     let Some(entry) = entry(fd) else { return };
     match entry.load(Relaxed) {
         UNKNOWN => {}
-        FOREIGN => entry.store(UNKNOWN, Relaxed),
+        FOREIGN | ROUTE => entry.store(UNKNOWN, Relaxed),
         _ if is_vforked() => {}
         _ => set(fd, UNKNOWN),
     }

@@ -13,8 +13,13 @@ pub fn check(value: isize) -> Result<usize> {
 
 /// `socket(AF_NETLINK, kind, NETLINK_GENERIC)`.
 pub fn socket(kind: c_int) -> c_int {
+    speaking(libc::NETLINK_GENERIC, kind)
+}
+
+/// `socket(AF_NETLINK, kind, protocol)`.
+pub fn speaking(protocol: c_int, kind: c_int) -> c_int {
     // SAFETY: no memory.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_GENERIC) };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
     fd
 }

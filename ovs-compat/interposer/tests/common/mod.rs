@@ -169,18 +169,20 @@ impl Daemon {
         spawn(command, &self.run_dir)
     }
 
-    /// A client, received with this status.
+    /// A client of generic netlink, received with this status.
     pub fn receive_as(&self, status: Status, version: u32) -> Connection {
+        self.receive(status, version, transport::NETLINK_GENERIC)
+    }
+
+    /// A client of this protocol, received with this status.
+    fn receive(&self, status: Status, version: u32, protocol: u32) -> Connection {
         wait(&self.listener, "no client has come");
         let socket = accept_with(&self.listener, SocketFlags::CLOEXEC).unwrap();
         let mut connection = Connection { socket, port_id: 0 };
         let hello = connection.datagram();
         assert_eq!(hello.len(), HELLO_LEN);
         let hello = Hello::parse(&hello).unwrap();
-        assert_eq!(
-            (hello.version, hello.protocol),
-            (VERSION, transport::NETLINK_GENERIC)
-        );
+        assert_eq!((hello.version, hello.protocol), (VERSION, protocol));
         assert_eq!(hello.netns, netns());
         let port_id = self.next_port_id.fetch_add(1, Ordering::Relaxed);
         let welcome = Welcome {
@@ -195,9 +197,14 @@ impl Daemon {
         connection
     }
 
-    /// A client, let in.
+    /// A client of generic netlink, let in.
     pub fn accept(&self) -> Connection {
         self.receive_as(Status::Ok, VERSION)
+    }
+
+    /// A client of this protocol, let in.
+    pub fn accept_speaking(&self, protocol: u32) -> Connection {
+        self.receive(Status::Ok, VERSION, protocol)
     }
 }
 
