@@ -200,6 +200,7 @@ impl Bed {
                 kind: VportType::Netdev,
                 name: "sink".into(),
                 device: Box::new(Sink),
+                tunnel: None,
                 renamed: ArcSwap::default(),
                 observed: ArcSwap::default(),
                 read: false.into(),
