@@ -1,5 +1,6 @@
 //! cargo within cargo.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,6 +37,26 @@ pub fn release_directory() -> Result<PathBuf> {
 /// # Errors
 /// It fails.
 pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    run(arguments, |command| {
+        for (key, value) in environment {
+            command.env(key, value);
+        }
+    })
+}
+
+/// As [`cargo`], without these variables.
+///
+/// # Errors
+/// It fails.
+pub fn cargo_without(arguments: &[&str], unset: &[OsString]) -> Result<()> {
+    run(arguments, |command| {
+        for name in unset {
+            command.env_remove(name);
+        }
+    })
+}
+
+fn run(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     say::command(&format!("cargo {}", arguments.join(" ")));
     let mut command = Command::new(cargo);
@@ -43,9 +64,7 @@ pub fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         .args(arguments)
         .current_dir(root()?)
         .stdin(Stdio::null());
-    for (key, value) in environment {
-        command.env(key, value);
-    }
+    prepare(&mut command);
     let status = command.status().context("cargo can't be started")?;
     if !status.success() {
         bail!("cargo {}: {status}", arguments.join(" "));

@@ -1,8 +1,9 @@
-//! `cargo xtask demo | test | bench`: what one does with a checkout.
+//! `cargo xtask demo | test | bench | guard`: what one does with a checkout.
 //!
 //! - [`demo`]: shows a bridge over ovs-dpd at work, and removes it again.
 //! - [`test`]: every test, and that nothing is left behind.
 //! - [`bench`]: the benches.
+//! - [`guard`]: that a packet doesn't take more instructions than before.
 //! - [`cargo`]: cargo within cargo.
 //! - [`packages`]: what is missing on the machine.
 //! - [`say`]: what is printed.
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod cargo;
 mod demo;
+mod guard;
 mod packages;
 mod say;
 mod test;
@@ -46,12 +48,20 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Count the instructions that a packet takes (parsing, lookup, actions) and compare with
+    /// benches/guard/baseline.txt. Installs valgrind if it is missing.
+    Guard {
+        /// Write the baseline instead.
+        #[arg(long)]
+        renew: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo => demo::demo(),
         Command::Test { filter } => test::test(&filter),
+        Command::Guard { renew } => guard::guard(renew),
         Command::Bench { name, arguments } => bench::bench(name.as_deref(), &arguments),
     };
     match done {

@@ -12,7 +12,22 @@ use crate::say;
 /// # Errors
 /// Something is missing and can't be installed: no root, no apt-get, no network.
 pub fn install_missing() -> Result<()> {
-    let missing = requirement::missing_packages();
+    install_packages(requirement::missing_packages)
+}
+
+/// Installs the package that has a program, unless that is there.
+///
+/// # Errors
+/// As [`install_missing`].
+pub fn install(program: &str, package: &'static str) -> Result<()> {
+    install_packages(|| {
+        let there = requirement::installed(program);
+        (!there).then_some(package).into_iter().collect()
+    })
+}
+
+fn install_packages(missing_packages: impl Fn() -> Vec<&'static str>) -> Result<()> {
+    let missing = missing_packages();
     if missing.is_empty() {
         return Ok(());
     }
@@ -29,7 +44,7 @@ pub fn install_missing() -> Result<()> {
     let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
     install.extend(&missing);
     apt_get(&install)?;
-    let still = requirement::missing_packages();
+    let still = missing_packages();
     if !still.is_empty() {
         bail!(
             "apt-get installed {names}, but {} are still missing",
