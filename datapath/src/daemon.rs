@@ -33,6 +33,7 @@ use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
 use crate::placement::cpus::CpuList;
+use crate::tunnel_link::{TunnelLink, TunnelLinks};
 use crate::upcall::Upcaller;
 use crate::vport::{Vport, VportType};
 use crate::worker::Workers;
@@ -86,6 +87,8 @@ pub struct Daemon {
     executors: AtomicUsize,
     generations: AtomicU64,
     tunnels: AtomicU32,
+    /// Tunnels that were made as links.
+    pub tunnel_links: TunnelLinks,
 }
 
 /// The right to change datapaths and ports.
@@ -152,6 +155,7 @@ impl Daemon {
             executors: AtomicUsize::new(0),
             generations: AtomicU64::new(1),
             tunnels: AtomicU32::new(0),
+            tunnel_links: TunnelLinks::default(),
             options,
         }
     }
@@ -353,26 +357,33 @@ impl Configuration<'_> {
                 }
                 self.make_internal(wish.name, wish.ifindex)?
             }
-            VportType::Netdev => {
-                if let Some((other, port)) = self.find_port_by_device(wish.name) {
-                    return Err(match port.kind {
-                        VportType::Internal => Errno::EINVAL,
-                        _ if Arc::ptr_eq(&other, datapath) => Errno::EEXIST,
-                        _ => Errno::EBUSY,
-                    });
+            VportType::Netdev => match self.daemon.tunnel_links.by_name(wish.name) {
+                Some(link) => self.open_link(datapath, &link)?,
+                None => {
+                    if let Some((other, port)) = self.find_port_by_device(wish.name) {
+                        return Err(match port.kind {
+                            VportType::Internal => Errno::EINVAL,
+                            _ if Arc::ptr_eq(&other, datapath) => Errno::EEXIST,
+                            _ => Errno::EBUSY,
+                        });
+                    }
+                    self.daemon.source.attach(wish.name).map_err(|error| {
+                        tracing::info!("port {}: {error}", wish.name);
+                        Errno(error.errno())
+                    })?
                 }
-                self.daemon.source.attach(wish.name).map_err(|error| {
-                    tracing::info!("port {}: {error}", wish.name);
-                    Errno(error.errno())
-                })?
-            }
+            },
             VportType::Gre | VportType::Vxlan | VportType::Geneve => {
                 let taken = ::vport::link::by_name(wish.name).is_ok();
-                if taken || self.find_port(wish.name).is_some() {
+                let link = self.daemon.tunnel_links.by_name(wish.name);
+                if taken || link.is_some() || self.find_port(wish.name).is_some() {
                     return Err(Errno::EEXIST);
                 }
                 let config = wish.tunnel.ok_or(Errno::EINVAL)?;
-                self.make_tunnel(wish.name, config, wish.ifindex)?
+                self.tunnel_is_free(config, None)?;
+                let ifindex = wish.ifindex;
+                let ifindex = ifindex.unwrap_or_else(|| self.daemon.next_tunnel_ifindex());
+                self.make_tunnel(wish.name, config, ifindex)?
             }
         };
         self.publish(
@@ -441,30 +452,54 @@ impl Configuration<'_> {
         })
     }
 
-    /// Opens a tunnel: one of a kind for a UDP port.
-    fn make_tunnel(
+    /// Opens the tunnel that a link stands for.
+    fn open_link(
+        &self,
+        datapath: &Arc<Datapath>,
+        link: &TunnelLink,
+    ) -> Result<Box<dyn ::vport::Port>, Errno> {
+        if let Some((other, _)) = self.find_port(&link.name) {
+            return Err(match Arc::ptr_eq(&other, datapath) {
+                true => Errno::EEXIST,
+                false => Errno::EBUSY,
+            });
+        }
+        self.tunnel_is_free(link.config, Some(link.ifindex))?;
+        self.make_tunnel(&link.name, link.config, link.ifindex)
+    }
+
+    /// Whether a tunnel may be made so: there is one of a kind for a UDP port. `link`: made of the link with
+    /// that index.
+    pub(crate) fn tunnel_is_free(
+        &self,
+        config: TunnelConfig,
+        link: Option<u32>,
+    ) -> Result<(), Errno> {
+        let same = |other: &TunnelConfig| other.kind == config.kind && other.port == config.port;
+        let by_port = |port: &Arc<Vport>| port.tunnel.as_ref().is_some_and(same);
+        let datapaths = self.daemon.datapaths();
+        let is_port = datapaths
+            .iter()
+            .any(|dp| dp.ports.load().iter().any(by_port));
+        let is_link = self
+            .daemon
+            .tunnel_links
+            .find(|other| same(&other.config) && link.is_none_or(|link| link != other.ifindex));
+        match (is_port || is_link.is_some(), config.kind) {
+            (false, _) => Ok(()),
+            (true, TunnelKind::Geneve) => Err(Errno::EBUSY),
+            (true, _) => Err(Errno::EEXIST),
+        }
+    }
+
+    /// Opens a tunnel.
+    pub(crate) fn make_tunnel(
         &self,
         name: &str,
         config: TunnelConfig,
-        ifindex: Option<u32>,
+        ifindex: u32,
     ) -> Result<Box<dyn ::vport::Port>, Errno> {
-        let daemon = self.daemon;
-        let same = |port: &Arc<Vport>| {
-            port.tunnel
-                .is_some_and(|other| other.kind == config.kind && other.port == config.port)
-        };
-        if daemon
-            .datapaths()
-            .iter()
-            .any(|dp| dp.ports.load().iter().any(same))
-        {
-            return Err(match config.kind {
-                TunnelKind::Geneve => Errno::EBUSY,
-                _ => Errno::EEXIST,
-            });
-        }
-        let ifindex = ifindex.unwrap_or_else(|| daemon.next_tunnel_ifindex());
-        let made = daemon.source.create_tunnel(name, config, ifindex);
+        let made = self.daemon.source.create_tunnel(name, config, ifindex);
         made.map_err(|error| {
             tracing::info!("tunnel {name}: {error}");
             Errno(error.errno())

@@ -154,7 +154,8 @@ fn find(daemon: &Daemon, index: u32) -> Option<(Arc<Datapath>, Arc<Vport>)> {
     })
 }
 
-fn remove(daemon: &Daemon, handle: &LocalHandle, datapath: &Arc<Datapath>, number: u32) {
+/// Takes out a port whose device is gone, with a notification that nobody asked for.
+pub(crate) fn remove(daemon: &Daemon, handle: &LocalHandle, datapath: &Arc<Datapath>, number: u32) {
     let configuration = daemon.configure();
     let Some(port) = datapath.ports.load().get(number).cloned() else {
         return;

@@ -180,8 +180,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     })?;
     answer::start(answers, &daemon)?;
     control::start(&run_dir, &daemon, group)?;
+    let answering = families::Server::new(Arc::clone(&daemon)).with_links(server.links());
     let running = server
-        .serve(Arc::new(families::Server::new(Arc::clone(&daemon))))
+        .serve(Arc::new(answering))
         .context("can't start the netlink server")?;
 
     std::fs::write(run_dir.pid_file(), format!("{}\n", std::process::id()))

@@ -10,11 +10,14 @@ use std::sync::Arc;
 
 use ::flow::table::Reclaimer;
 use crossbeam_epoch::LocalHandle;
-use netlink::{Answer, Dump, Errno, Failure, Family, Handler, Lane, Protocol, Request, Service};
+use netlink::{
+    Answer, Dump, Errno, Failure, Family, Handler, Lane, Links, Protocol, Request, Service,
+};
 
 use crate::ctnetlink::Ctnetlink;
 use crate::daemon::{Daemon, now_ns};
 use crate::executor::Executor;
+use crate::rtnetlink::Rtnetlink;
 
 pub mod ct_limit;
 pub mod datapath;
@@ -29,13 +32,25 @@ pub use netlink::family::command;
 pub struct Server {
     daemon: Arc<Daemon>,
     ctnetlink: Ctnetlink,
+    rtnetlink: Rtnetlink,
 }
 
 impl Server {
     /// Answers for `daemon`.
     pub fn new(daemon: Arc<Daemon>) -> Self {
         let ctnetlink = Ctnetlink::new(Arc::clone(&daemon.conntrack), now_ns);
-        Self { daemon, ctnetlink }
+        let rtnetlink = Rtnetlink::new(Arc::clone(&daemon), None);
+        Self {
+            daemon,
+            ctnetlink,
+            rtnetlink,
+        }
+    }
+
+    /// The same with links of tunnels marked for interposed programs.
+    pub fn with_links(mut self, marks: Links) -> Self {
+        self.rtnetlink = Rtnetlink::new(Arc::clone(&self.daemon), Some(marks));
+        self
     }
 }
 
@@ -78,7 +93,8 @@ impl Handler for Server {
     fn service(&self, protocol: Protocol) -> Option<&dyn Service> {
         match protocol {
             Protocol::Netfilter => Some(&self.ctnetlink),
-            Protocol::Generic | Protocol::Route => None,
+            Protocol::Route => Some(&self.rtnetlink),
+            Protocol::Generic => None,
         }
     }
 }
