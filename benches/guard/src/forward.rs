@@ -206,7 +206,6 @@ impl Bed {
                 read: false.into(),
                 upcall_pids: ArcSwap::default(),
                 counters: Counters::new(1),
-                tunnel: None,
             }));
         }
         let tracker = Arc::new(Tracker::new(Config::new(0x5eed), NOW));
