@@ -26,6 +26,7 @@ use flow::table::{FlowTable, Reclaimer, TableConfig};
 use netlink::{Errno, Hub};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::capture::Captures;
 use crate::conntrack::{self, Tracker};
 use crate::counters::Counters;
 use crate::datapath::{Datapath, Settings};
@@ -80,6 +81,8 @@ pub struct Daemon {
     source: Box<dyn DeviceSource>,
     /// When it started.
     pub started: Instant,
+    /// Who looks on.
+    pub captures: Arc<Captures>,
     /// Connections, of all datapaths.
     pub conntrack: Arc<Tracker>,
     datapaths: ArcSwap<Vec<Arc<Datapath>>>,
@@ -143,6 +146,7 @@ impl Daemon {
             devices,
             started: Instant::now(),
             streams: Arc::default(),
+            captures: Arc::default(),
             conntrack: Arc::new(Tracker::new(
                 conntrack::Config {
                     max_connections: options.max_connections,
@@ -177,7 +181,8 @@ impl Daemon {
             source,
             Upcaller::new(self.hub.clone(), index),
             self.options.seed,
-        ))
+        )
+        .seen_by(&self.captures))
     }
 
     /// What stands for the index of a tunnel's device: above all that the kernel gives, which counts

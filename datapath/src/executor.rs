@@ -12,6 +12,7 @@
 //! alive.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crossbeam_epoch::Guard;
 use flow::action::{Action, ActionList, SetField};
@@ -27,6 +28,7 @@ use frame::{Frame, GsoKind, Pool};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::capture::{Captures, Tap};
 use crate::conntrack::{self, action::Passage};
 use crate::counters::Cell;
 use crate::datapath::Datapath;
@@ -113,6 +115,7 @@ pub struct Executor {
     pub pool: Pool,
     pub(crate) transmit: TransmitQueues,
     pub(crate) upcaller: Upcaller,
+    tap: Tap,
     caches: Vec<(u64, MaskCache)>,
     random: SmallRng,
     hash_seed: u32,
@@ -142,12 +145,19 @@ impl Executor {
             pool,
             transmit,
             upcaller,
+            tap: Tap::default(),
             caches: Vec::new(),
             random,
             hash_seed: seed as u32,
             together: Vec::with_capacity(LANES),
             spare: Vec::new(),
         }
+    }
+
+    /// The same, seen by those captures.
+    pub fn seen_by(mut self, captures: &Arc<Captures>) -> Self {
+        self.tap = Tap::new(Arc::clone(captures));
+        self
     }
 
     /// Frames that came out of `port`. Call [`Executor::flush`] at the batch's end.
@@ -163,10 +173,14 @@ impl Executor {
             in_port: port,
             ..Metadata::default()
         };
+        self.tap.begin();
         for mut frame in frames.drain(..) {
             meta.tunnel = frame.tunnel.take();
             let mut packet = self.spare.pop().unwrap_or_default();
             packet.renew(frame, port);
+            if self.tap.is_on() {
+                packet.captured = self.tap.received(batch, port, &packet.frame);
+            }
             match extract::extract(&mut packet.frame, &meta, &mut packet.key) {
                 Ok(layers) => {
                     packet.layers = layers;
@@ -213,6 +227,7 @@ impl Executor {
     /// A packet that user space sends with actions of its own.
     pub fn execute(&mut self, batch: &mut Batch<'_>, packet: Box<Packet>, actions: &ActionList) {
         batch.cell(packet.ingress, self.index).executed.add(1);
+        self.tap.begin();
         // The list outlives this call, not the batch's references: a batch of its own, sharing all
         // but the lifetime.
         let mut inner = Batch {
@@ -235,7 +250,9 @@ impl Executor {
 
     /// Hands everything that is queued to the ports.
     pub fn flush(&mut self, batch: &Batch<'_>) {
-        self.transmit.flush(batch, self.index, &mut self.pool);
+        self.transmit
+            .flush(batch, self.index, &mut self.pool, &mut self.tap);
+        self.tap.publish();
     }
 
     /// Drops what belongs to tables that are no more. `live` are the generations in use.
@@ -507,9 +524,10 @@ impl Executor {
     }
 
     fn output(&mut self, batch: &Batch<'_>, mut packet: Box<Packet>, port: u32) {
+        let (pool, tap) = (&mut self.pool, &mut self.tap);
         match self
             .transmit
-            .push(batch, self.index, &mut self.pool, &mut packet, port)
+            .push(batch, self.index, pool, tap, &mut packet, port)
         {
             Ok(()) => self.recycle(packet),
             Err(reason) => self.drop(batch, packet, reason),
@@ -529,6 +547,9 @@ impl Executor {
 
     pub(crate) fn drop(&mut self, batch: &Batch<'_>, packet: Box<Packet>, reason: DropReason) {
         batch.cell(packet.ingress, self.index).drop(reason, 1);
+        if self.tap.is_on() {
+            self.tap.dropped(batch, &packet, reason);
+        }
         self.recycle(packet);
     }
 

@@ -10,8 +10,9 @@
 //! - [`worker`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`conntrack`]: connections, their states and translations; [`refragment`]: what came in fragments;
-//! - [`counters`], [`drop_reason`], [`status`], [`stream_status`]: what became of it.
+//! - [`counters`], [`drop_reason`], [`status`], [`stream_status`]: what became of it; [`capture`]: to look on.
 
+pub mod capture;
 pub mod codec;
 pub mod conntrack;
 pub mod counters;

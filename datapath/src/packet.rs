@@ -32,6 +32,8 @@ pub struct Packet {
     pub egress: Option<Box<TunnelKey>>,
     /// Its connection, since the last `ct`.
     pub conntrack: Option<Attached>,
+    /// Which of the batch's captured packets it is (see [`crate::capture`]); 0: none.
+    pub captured: u32,
 }
 
 impl Packet {
@@ -45,6 +47,7 @@ impl Packet {
         self.upcall_pid = None;
         self.egress = None;
         self.conntrack = None;
+        self.captured = 0;
     }
 
     /// All but the bytes, of `other`.
@@ -59,6 +62,8 @@ impl Packet {
         self.upcall_pid = other.upcall_pid;
         self.egress.clone_from(&other.egress);
         self.conntrack.clone_from(&other.conntrack);
+        // What becomes of the copy isn't what becomes of the packet that came.
+        self.captured = 0;
     }
 
     /// Length as `trunc` and `check_pkt_len` count it: without the tag that is out of band.

@@ -37,6 +37,8 @@ pub struct Status {
     pub connections_limit: u64,
     /// Streams, ports or not.
     pub streams: Vec<StreamStatus>,
+    /// Captures in progress.
+    pub captures: usize,
     /// The connected sockets of clients.
     pub clients: Vec<ClientStatus>,
 }
@@ -184,6 +186,7 @@ impl Status {
             conntrack: daemon.conntrack.statistics(),
             connections_limit: daemon.conntrack.max_connections() as u64,
             streams: daemon.streams.list().into_iter().map(Into::into).collect(),
+            captures: daemon.captures.len(),
             clients: clients(&daemon.hub),
         }
     }

@@ -5,10 +5,12 @@ use ::vport::{Capabilities, TxOutcome, TxRefusal};
 use frame::segment::Segments;
 use frame::{Class, Frame, GsoKind, Offload, Pool, complete_checksum};
 
+use crate::capture::Tap;
 use crate::drop_reason::DropReason;
 use crate::executor::Batch;
 use crate::packet::Packet;
 use crate::refragment;
+use crate::vport::Vport;
 
 /// Frames to a port that make a batch of their own: beyond it the port gets them at once.
 const FULL: usize = 64;
@@ -43,6 +45,7 @@ impl TransmitQueues {
         batch: &Batch<'_>,
         executor: usize,
         pool: &mut Pool,
+        tap: &mut Tap,
         packet: &mut Packet,
         port: u32,
     ) -> Result<(), DropReason> {
@@ -74,7 +77,7 @@ impl TransmitQueues {
             for piece in pieces {
                 self.enqueue(port, piece);
             }
-            self.flush_if_full(batch, executor, pool, port);
+            self.flush_if_full(batch, executor, pool, tap, port);
             return Ok(());
         }
         if packet.frame.offload.gso.is_none() && packet.frame.len() > takes.max_frame as usize {
@@ -94,6 +97,9 @@ impl TransmitQueues {
                     // The sender's segments may be those of a larger MTU.
                     if segment.len() > takes.max_frame as usize {
                         too_long += 1;
+                        if tap.is_on() {
+                            tap.dropped_part(batch, packet, &segment, DropReason::OutputTooLong);
+                        }
                         pool.put(segment);
                     } else {
                         self.enqueue(port, segment);
@@ -105,19 +111,19 @@ impl TransmitQueues {
                 let cell = batch.cell(packet.ingress, executor);
                 cell.copied.add(made - 1);
                 cell.drop(DropReason::OutputTooLong, too_long);
-                self.flush_if_full(batch, executor, pool, port);
+                self.flush_if_full(batch, executor, pool, tap, port);
                 return Ok(());
             }
         }
         self.enqueue(port, std::mem::take(&mut packet.frame));
-        self.flush_if_full(batch, executor, pool, port);
+        self.flush_if_full(batch, executor, pool, tap, port);
         Ok(())
     }
 
     /// Gives every port what waits for it.
-    pub fn flush(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool) {
+    pub fn flush(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, tap: &mut Tap) {
         while let Some(port) = self.waiting.pop() {
-            self.flush_port(batch, executor, pool, port);
+            self.flush_port(batch, executor, pool, tap, port);
         }
     }
 
@@ -134,18 +140,32 @@ impl TransmitQueues {
         }
     }
 
-    fn flush_if_full(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, port: u32) {
+    fn flush_if_full(
+        &mut self,
+        batch: &Batch<'_>,
+        executor: usize,
+        pool: &mut Pool,
+        tap: &mut Tap,
+        port: u32,
+    ) {
         if self
             .queues
             .get(port as usize)
             .is_some_and(|queue| queue.len() >= FULL)
         {
             self.waiting.retain(|waiting| *waiting != port);
-            self.flush_port(batch, executor, pool, port);
+            self.flush_port(batch, executor, pool, tap, port);
         }
     }
 
-    fn flush_port(&mut self, batch: &Batch<'_>, executor: usize, pool: &mut Pool, port: u32) {
+    fn flush_port(
+        &mut self,
+        batch: &Batch<'_>,
+        executor: usize,
+        pool: &mut Pool,
+        tap: &mut Tap,
+        port: u32,
+    ) {
         let Some(queue) = self.queues.get_mut(port as usize) else {
             return;
         };
@@ -158,7 +178,11 @@ impl TransmitQueues {
             return;
         };
         let mut outcome = TxOutcome::default();
-        vport.device.transmit(queue, pool, &mut outcome);
+        if tap.is_on() && tap.wants_transmitted(batch, port) {
+            transmit_seen(batch, vport, queue, pool, tap, &mut outcome);
+        } else {
+            vport.device.transmit(queue, pool, &mut outcome);
+        }
         let cell = vport.counters.cell(executor);
         cell.transmitted.add(outcome.packets);
         cell.transmitted_bytes.add(outcome.bytes);
@@ -173,6 +197,28 @@ impl TransmitQueues {
 /// What a tunnel chooses a packet's source port by.
 pub fn source_port_entropy(hash: u32) -> u16 {
     (hash >> 16) as u16 ^ hash as u16
+}
+
+/// Frames of a port that somebody captures: one by one, so that each is known to be taken or refused.
+fn transmit_seen(
+    batch: &Batch<'_>,
+    vport: &Vport,
+    frames: &mut Vec<Frame>,
+    pool: &mut Pool,
+    tap: &mut Tap,
+    outcome: &mut TxOutcome,
+) {
+    let mut one = Vec::with_capacity(1);
+    for frame in frames.drain(..) {
+        let number = tap.transmitting(batch, vport.number, &frame);
+        one.push(frame);
+        let before = *outcome;
+        vport.device.transmit(&mut one, pool, outcome);
+        let refused = TxRefusal::ALL
+            .into_iter()
+            .find(|why| outcome.refused_for(*why) != before.refused_for(*why));
+        tap.transmitted(batch, vport.number, number, refused.map(reason));
+    }
 }
 
 fn reason(why: TxRefusal) -> DropReason {

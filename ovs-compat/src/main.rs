@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod answer;
+mod capture;
 mod control;
 mod exec;
 mod metrics;
@@ -85,6 +86,16 @@ enum Command {
     /// Settings of single ports.
     #[command(subcommand)]
     Port(stream::PortCommand),
+    /// Show or write the packets of a port, or those that are dropped.
+    ///
+    /// Works on every port, whichever its driver, and in both directions: packets as they come out of the
+    /// port and as they are given to it. Each line, and each packet's comment in a file, names the port and
+    /// says why the packet was dropped, if it was. A packet that stands for several (GSO) is captured whole,
+    /// as it is forwarded. Forwarding never waits for a capture: what can't be read fast enough is lost, and
+    /// counted at the end. Ends with Ctrl-C. For those who may change datapaths (root, or --group of
+    /// `ovs-dpd run`).
+    #[command(after_help = capture::EXAMPLES)]
+    Capture(capture::CaptureArguments),
     /// Remove what a killed daemon left behind.
     ///
     /// Refuses while the daemon is alive. The next `run` on the same directory does the same by itself.
@@ -115,6 +126,7 @@ fn main() -> ExitCode {
         Command::Metrics { run_dir } => metrics::metrics(&run_dir.run_dir),
         Command::Stream(command) => stream::stream(command),
         Command::Port(command) => stream::port(command),
+        Command::Capture(arguments) => capture::capture(&arguments),
         Command::Purge { run_dir } => purge::purge(&run_dir.run_dir),
     };
     match done {

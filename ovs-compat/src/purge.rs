@@ -31,7 +31,11 @@ pub fn purge(path: &Path) -> Result<()> {
         println!("removed {what}");
         removed += 1;
     }
-    for file in [run_dir.status_socket(), run_dir.pid_file()] {
+    for file in [
+        run_dir.status_socket(),
+        run_dir.capture_socket(),
+        run_dir.pid_file(),
+    ] {
         if remove(&file)? {
             println!("removed {}", file.display());
             removed += 1;

@@ -24,6 +24,7 @@ use vport::{DriverChoice, LinkMonitor};
 
 use crate::DriverArgument;
 use crate::answer::{self, Answers, MetricsAddress};
+use crate::capture;
 use crate::control;
 use crate::rundir::RunDir;
 
@@ -169,6 +170,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     if let Some(address) = &arguments.metrics_listen {
         answers.metrics_at(address)?;
     }
+    capture::server::start(&run_dir, &daemon, group)?;
     let reaper_stop = Arc::new(AtomicBool::new(false));
     let reaper = spawn("reaper", {
         let (daemon, stop) = (Arc::clone(&daemon), Arc::clone(&reaper_stop));
@@ -216,6 +218,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     }
     remove_file(&run_dir.status_socket());
     remove_file(&run_dir.control_socket());
+    remove_file(&run_dir.capture_socket());
     if let Some(MetricsAddress::Unix(path)) = &arguments.metrics_listen {
         remove_file(path);
     }

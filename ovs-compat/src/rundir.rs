@@ -36,6 +36,11 @@ impl RunDir {
         self.path.join("control.sock")
     }
 
+    /// Where captures are asked for.
+    pub fn capture_socket(&self) -> PathBuf {
+        self.path.join("capture.sock")
+    }
+
     /// Marks what a daemon of this directory leaves in the kernel when it is killed. The same for the next
     /// one, so that it finds it; another for another directory.
     pub fn prefix(&self) -> String {
