@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use netlink::server::{BindError, Config, LOCK_NAME, Server};
+use netlink::server::{BindError, Config, Server};
 
 use crate::rundir::RunDir;
 
@@ -41,10 +41,9 @@ pub fn purge(path: &Path) -> Result<()> {
             removed += 1;
         }
     }
-    for name in [netlink::transport::SOCKET_NAME, LOCK_NAME] {
-        remove(&path.join(name))?;
-    }
-    drop(server);
+    server
+        .remove()
+        .with_context(|| format!("can't empty {}", path.display()))?;
     if removed == 0 && !dead {
         println!("nothing to remove on {}", path.display());
     }

@@ -60,12 +60,12 @@ impl Census {
             counts.privileged += 1;
             return true;
         }
-        let unprivileged = counts.unprivileged;
-        let user = counts.users.entry(credentials.uid).or_default();
-        if unprivileged >= self.limits.unprivileged || *user >= self.limits.unprivileged_user {
+        let user = counts.users.get(&credentials.uid).copied().unwrap_or(0);
+        if counts.unprivileged >= self.limits.unprivileged || user >= self.limits.unprivileged_user
+        {
             return false;
         }
-        *user += 1;
+        counts.users.insert(credentials.uid, user + 1);
         counts.unprivileged += 1;
         true
     }

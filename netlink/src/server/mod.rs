@@ -41,7 +41,7 @@ pub use census::Limits;
 use prompt::Prompt;
 
 /// Name of the lock file in the run directory.
-pub const LOCK_NAME: &str = "ovs-dpd.lock";
+const LOCK_NAME: &str = "ovs-dpd.lock";
 
 /// Whether the peer of a UNIX connection may change state: root or the daemon's own user (both as seen from
 /// the daemon's user namespace), or a member of `group`.
@@ -193,6 +193,23 @@ impl Server {
     /// Marks of the links that a service for [`Protocol::Route`](crate::service::Protocol::Route) has.
     pub fn links(&self) -> Links {
         self.links.clone()
+    }
+
+    /// Takes back what [`Server::bind`] made in the run directory, the lock file last: for who serves
+    /// nobody. A daemon that starts in that moment finds either the lock held or no lock file.
+    ///
+    /// # Errors
+    /// A file can't be removed.
+    pub fn remove(self) -> io::Result<()> {
+        let dir = &self.config.run_dir;
+        let gone = |removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        gone(fs::remove_file(dir.join(transport::SOCKET_NAME)))?;
+        gone(fs::remove_dir_all(dir.join(transport::LINKS_NAME)))?;
+        // Held until `self` goes: whoever has opened it meanwhile sees that it is another's.
+        gone(fs::remove_file(dir.join(LOCK_NAME)))
     }
 
     /// Starts to serve.
@@ -360,31 +377,46 @@ fn take_lock(dir: &Path) -> Result<File, BindError> {
         path: path.clone(),
         source,
     };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(|error| failed("opening", error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let _ = file.read_to_string(&mut text);
-            let pid = text.trim().parse().ok();
-            return Err(BindError::Occupied {
-                run_dir: dir.to_owned(),
-                pid,
-            });
+    loop {
+        // For us alone: whoever can open it can lock it, and so keep the next daemon from starting.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(|error| failed("opening", error))?;
+        file.set_permissions(Permissions::from_mode(0o600))
+            .map_err(|error| failed("closing to others", error))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                let pid = text.trim().parse().ok();
+                return Err(BindError::Occupied {
+                    run_dir: dir.to_owned(),
+                    pid,
+                });
+            }
+            Err(errno) => return Err(failed("locking", errno.into())),
         }
-        Err(errno) => return Err(failed("locking", errno.into())),
+        let ours = file
+            .metadata()
+            .map_err(|error| failed("looking at", error))?;
+        match fs::symlink_metadata(&path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {}
+            // Who held the lock before us has removed the file (`Server::remove`): this is the lock of nothing.
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("looking at", error)),
+        }
+        file.set_len(0).map_err(|error| failed("emptying", error))?;
+        writeln!(file, "{}", std::process::id()).map_err(|error| failed("writing", error))?;
+        return Ok(file);
     }
-    file.set_len(0).map_err(|error| failed("emptying", error))?;
-    writeln!(file, "{}", std::process::id()).map_err(|error| failed("writing", error))?;
-    Ok(file)
 }
 
 fn listen(path: &Path) -> io::Result<OwnedFd> {
