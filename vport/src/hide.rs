@@ -12,14 +12,13 @@
 //!
 //! Source: uapi `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::io::Errno;
 
 use crate::nl::{self, Client, Message};
 use crate::open::HideChoice;
-use crate::sys::bpf;
+use crate::sys::bpf::{self, ProgramLink};
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -54,7 +53,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub(crate) enum Hide {
     /// By a tcx link.
-    Tcx { _link: OwnedFd },
+    Tcx { _link: ProgramLink },
     /// By an nftables chain; why not by a tcx link.
     Nft {
         _table: NftTable,

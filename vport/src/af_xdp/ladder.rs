@@ -20,7 +20,8 @@ use rustix::io::Errno;
 use super::{Channel, Half};
 use crate::error::Error;
 use crate::link::Link;
-use crate::sys::xdp::{Hook, Program, SocketMap};
+use crate::sys::bpf::ProgramLink;
+use crate::sys::xdp::{Hook, SocketMap};
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
 use crate::sys::xsk::socket::{Copying, Sizes, XskSocket};
@@ -164,7 +165,7 @@ pub(super) trait System {
         socket.bind(ifindex, queue, copying)
     }
 
-    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<Program, Errno> {
+    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
         map.attach(ifindex, hook)
     }
 
@@ -180,7 +181,7 @@ impl System for Kernel {}
 
 /// What a rung that holds consists of.
 pub(super) struct Held {
-    pub(super) program: Program,
+    pub(super) program: ProgramLink,
     pub(super) channels: Vec<Channel>,
     pub(super) sizes: Sizes,
 }

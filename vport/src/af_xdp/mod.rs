@@ -52,9 +52,9 @@ use crate::link::{self, Link};
 use crate::offload::OffloadOff;
 use crate::open::{AttachOptions, XdpMode};
 use crate::port::{Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome};
+use crate::sys::bpf::ProgramLink;
 use crate::sys::ethtool::{self, Offload};
 use crate::sys::packet_socket::PacketSocket;
-use crate::sys::xdp::Program;
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
 use crate::sys::xsk::socket::{Sizes, Statistics, XskSocket};
@@ -94,7 +94,7 @@ struct Channel {
 /// What port and queues share; closed when the last of them goes. Fields are dropped in this order:
 /// the program comes off the device first, and its packets go to the host's stack again.
 struct Shared {
-    _program: Program,
+    _program: ProgramLink,
     channels: Vec<Channel>,
     promiscuous: PacketSocket,
     lro: OffloadOff,

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use super::last;
 
 pub(super) const PROG_LOAD: libc::c_int = 5;
-pub(super) const LINK_CREATE: libc::c_int = 28;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_DETACH: libc::c_int = 34;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
@@ -59,6 +60,40 @@ pub(super) struct LinkCreate {
     pub(super) expected_revision: u64,
 }
 
+/// The `BPF_LINK_DETACH` part.
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
+/// A program on a device: off when dropped, or when the process goes.
+#[derive(Debug)]
+pub(crate) struct ProgramLink {
+    fd: OwnedFd,
+}
+
+impl Drop for ProgramLink {
+    fn drop(&mut self) {
+        // Closing would do, but for a child between fork and exec, which has the descriptor too.
+        let detach = LinkDetach {
+            link_fd: self.fd.as_raw_fd() as u32,
+        };
+        // SAFETY: the structure that LINK_DETACH takes, without pointers. It fails where the device is
+        // gone, and with it the program.
+        let _ = unsafe { bpf(LINK_DETACH, &detach) };
+    }
+}
+
+impl ProgramLink {
+    /// Puts a program where `create` says.
+    pub(super) fn new(create: &LinkCreate) -> Result<Self, Errno> {
+        // SAFETY: the structure that LINK_CREATE takes, without pointers; it gives a descriptor. The
+        // link keeps the program, and that its maps.
+        let fd = unsafe { bpf_fd(LINK_CREATE, create)? };
+        Ok(Self { fd })
+    }
+}
+
 /// # Safety
 /// `T` is the part of `union bpf_attr` that `command` takes, its pointers valid for what the command
 /// does with them.
@@ -97,8 +132,8 @@ pub(super) fn name(text: &[u8]) -> [u8; 16] {
 }
 
 /// Drops what the device receives before the host's stack sees it, and after packet sockets have,
-/// until the descriptor is closed. Needs Linux 6.6 and CAP_BPF in the initial user namespace.
-pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
+/// until what is given is dropped. Needs Linux 6.6 and CAP_BPF in the initial user namespace.
+pub(crate) fn drop_ingress(ifindex: u32) -> Result<ProgramLink, Errno> {
     let program = [
         // r0 = TCX_DROP (BPF_ALU64 | BPF_MOV | BPF_K)
         Instruction {
@@ -134,8 +169,7 @@ pub(crate) fn drop_ingress(ifindex: u32) -> Result<OwnedFd, Errno> {
         flags: F_BEFORE,
         ..LinkCreate::default()
     };
-    // SAFETY: no pointers. The link keeps the program.
-    unsafe { bpf_fd(LINK_CREATE, &create) }
+    ProgramLink::new(&create)
 }
 
 /// A socket filter that refuses what a virtio-net header can't say for certain: SCTP over IPv4 or IPv6 to
@@ -192,4 +226,60 @@ pub(crate) fn sayable() -> Result<OwnedFd, Errno> {
     };
     // SAFETY: `load` points at `program` and `license`, both alive, with their lengths.
     unsafe { bpf_fd(PROG_LOAD, &load) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link;
+
+    /// The `BPF_PROG_QUERY` part, up to `revision`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgQuery {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        padding: u32,
+        more: [u64; 4],
+    }
+
+    /// How many programs look at what the device receives.
+    fn programs(ifindex: u32) -> u32 {
+        const PROG_QUERY: libc::c_int = 16;
+        let query = ProgQuery {
+            target_ifindex: ifindex,
+            attach_type: TCX_INGRESS,
+            ..ProgQuery::default()
+        };
+        let place = std::cell::UnsafeCell::new(query);
+        // SAFETY: the structure that PROG_QUERY takes, of which it writes parts, without pointers.
+        unsafe {
+            bpf(PROG_QUERY, &*place.get()).unwrap();
+            place.get().read_volatile().count
+        }
+    }
+
+    #[test]
+    fn a_device_is_free_again_while_a_child_still_has_the_links_descriptor() {
+        let run = || {
+            #[expect(deprecated)] // the flag that makes it unsafe isn't used
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            let mut ip = std::process::Command::new("ip");
+            ip.args("link add v0 type veth peer name v1".split(' '));
+            assert!(ip.status().unwrap().success());
+            let index = link::by_name("v0").unwrap().index;
+            let link = drop_ingress(index).unwrap();
+            // As a child has it between fork and exec.
+            let child = link.fd.try_clone().unwrap();
+            assert_eq!(programs(index), 1);
+            drop(link);
+            assert_eq!(programs(index), 0);
+            drop(child);
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
 }

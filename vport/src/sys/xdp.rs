@@ -3,7 +3,7 @@
 //!
 //! The program gives each packet to the socket of the receive queue that it came by. Where there is
 //! none (a queue that was added later) the packet is dropped: a port's packets never reach the host's
-//! stack. The link goes with its descriptor, and so with the process.
+//! stack.
 //!
 //! Source: uapi `linux/bpf.h` (BPF_MAP_TYPE_XSKMAP, bpf_redirect_map, BPF_LINK_CREATE), `linux/if_link.h`
 //! (XDP_FLAGS_*).
@@ -12,11 +12,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::bpf::{Instruction, LINK_CREATE, LinkCreate, PROG_LOAD, ProgLoad, bpf, bpf_fd, name};
+use super::bpf::{Instruction, LinkCreate, PROG_LOAD, ProgLoad, ProgramLink, bpf, bpf_fd, name};
 
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
-const LINK_DETACH: libc::c_int = 34;
 const MAP_TYPE_XSKMAP: u32 = 17;
 const PROG_TYPE_XDP: u32 = 6;
 /// `BPF_XDP`, of `enum bpf_attach_type`.
@@ -57,12 +56,6 @@ struct MapElement {
     flags: u64,
 }
 
-/// The `BPF_LINK_DETACH` part.
-#[repr(C)]
-struct LinkDetach {
-    link_fd: u32,
-}
-
 /// Where in the kernel the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
@@ -70,24 +63,6 @@ pub(crate) enum Hook {
     Native,
     /// In the stack's first function, on what the driver made of them: any device.
     Generic,
-}
-
-/// The program on a device: off when dropped, or when the process goes.
-#[derive(Debug)]
-pub(crate) struct Program {
-    link: OwnedFd,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Closing would do, but for a child between fork and exec, which has the descriptor too.
-        let detach = LinkDetach {
-            link_fd: self.link.as_raw_fd() as u32,
-        };
-        // SAFETY: the structure that LINK_DETACH takes, without pointers. It fails where the device is
-        // gone, and with it the program.
-        let _ = unsafe { bpf(LINK_DETACH, &detach) };
-    }
 }
 
 /// Which socket each receive queue's packets go to (BPF_MAP_TYPE_XSKMAP).
@@ -126,7 +101,7 @@ impl SocketMap {
     }
 
     /// Puts the program on the device. `EBUSY`, `EEXIST`: there is another program. Linux 5.9.
-    pub(crate) fn attach(&self, ifindex: u32, hook: Hook) -> Result<Program, Errno> {
+    pub(crate) fn attach(&self, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
         let program = self.load()?;
         let create = LinkCreate {
             prog_fd: program.as_raw_fd() as u32,
@@ -138,10 +113,7 @@ impl SocketMap {
             },
             ..LinkCreate::default()
         };
-        // SAFETY: the structure that LINK_CREATE takes, without pointers; it gives a descriptor. The
-        // link keeps the program, and that the map.
-        let link = unsafe { bpf_fd(LINK_CREATE, &create)? };
-        Ok(Program { link })
+        ProgramLink::new(&create)
     }
 
     fn load(&self) -> Result<OwnedFd, Errno> {

@@ -65,7 +65,7 @@ impl System for Scripted {
         socket.bind(ifindex, queue, copying)
     }
 
-    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<Program, Errno> {
+    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
         self.note(format!("attach {hook:?}"));
         match self.native {
             Some(errno) if hook == Hook::Native => return Err(errno),
