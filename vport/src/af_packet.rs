@@ -15,8 +15,8 @@
 //! # Priority and mark
 //! A packet socket takes both per frame, as control messages of sendmsg(2) at SOL_SOCKET, also in a
 //! user namespace: SO_MARK, and from Linux 6.14 on SO_PRIORITY (tried on 6.18: a netdev egress chain
-//! matched both; an older kernel answers `EINVAL`, and has SO_PRIORITY per socket only). Frames carry
-//! neither yet.
+//! matched both; an older kernel answers `EINVAL`, and has SO_PRIORITY per socket only). Where they are
+//! refused, frames go without, and [`Port::mode`] says so.
 
 mod oversize;
 mod queue;
@@ -239,6 +239,12 @@ impl AfPacket {
         Ok(socket)
     }
 
+    /// Sends a frame without its priority and mark; tells whether the kernel took it so.
+    fn sends_unclassed(&self, frame: &Frame) -> bool {
+        let one = std::slice::from_ref(frame);
+        matches!(mmsg::send(self.shared.send.as_fd(), one, false), Ok(1))
+    }
+
     fn spread(sockets: &[PacketSocket]) -> Result<(), Errno> {
         let mut sockets = sockets.iter();
         let Some(first) = sockets.next() else {
@@ -348,11 +354,17 @@ impl Port for AfPacket {
                     outcome.refuse(TxRefusal::Gone, all);
                     break;
                 }
-                Err(Errno::INVAL | Errno::PERM) if classed && !first.class.is_plain() => {
+                Err(Errno::INVAL | Errno::PERM)
+                    if classed && !first.class.is_plain() && self.sends_unclassed(first) =>
+                {
                     // A priority for a single frame is known since Linux 6.14, and not allowed to all:
-                    // better sent without than not sent.
-                    tracing::warn!("{}: priority and mark can't be carried here", self.name());
-                    shared.classed.store(false, Relaxed);
+                    // better sent without than not sent. (A frame that isn't taken without either is
+                    // malformed, which says nothing about the others.)
+                    if shared.classed.swap(false, Relaxed) {
+                        tracing::warn!("{}: priority and mark can't be carried here", self.name());
+                    }
+                    outcome.sent(first.wire_len());
+                    rest = others;
                 }
                 Err(errno) => {
                     // About this frame only.
