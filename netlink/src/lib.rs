@@ -12,7 +12,7 @@ pub mod hub;
 pub mod links;
 pub mod message;
 pub mod policy;
-mod quiet;
+pub mod quiet;
 pub mod server;
 pub mod service;
 mod session;

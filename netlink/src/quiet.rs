@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// One place that logs.
 #[derive(Debug, Default)]
-pub(crate) struct Quiet {
+pub struct Quiet {
     /// Second of the last line, from 1.
     last: AtomicU64,
     left_out: AtomicU64,
@@ -14,7 +14,7 @@ pub(crate) struct Quiet {
 
 impl Quiet {
     /// Calls `line`, unless it was called less than a second ago.
-    pub(crate) fn say(&self, line: impl FnOnce()) {
+    pub fn say(&self, line: impl FnOnce()) {
         static START: OnceLock<Instant> = OnceLock::new();
         let now = START.get_or_init(Instant::now).elapsed().as_secs() + 1;
         if self.last.swap(now, Ordering::Relaxed) == now {

@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use datapath::daemon::Daemon;
 use datapath::status::Status;
+use netlink::quiet::Quiet;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
-use tracing::{info, warn};
+use tracing::warn;
 
 /// Connections of a listener at a time.
 const ASKERS: usize = 16;
@@ -71,6 +72,7 @@ struct Listener {
     socket: OwnedFd,
     service: Service,
     askers: VecDeque<Asker>,
+    refusals: Quiet,
 }
 
 /// The listeners, until [`Answers::serve`].
@@ -123,6 +125,7 @@ impl Answers {
             socket,
             service,
             askers: VecDeque::new(),
+            refusals: Quiet::default(),
         });
         Ok(())
     }
@@ -179,7 +182,8 @@ impl Listener {
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(errno) => {
                     // No descriptors, most likely; the listener stays readable meanwhile.
-                    info!("status and metrics: accept: {errno}");
+                    self.refusals
+                        .say(|| warn!("status and metrics: accept: {errno}"));
                     self.askers.pop_front();
                     std::thread::sleep(Duration::from_millis(10));
                     return;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use datapath::daemon::Daemon;
+use netlink::quiet::Quiet;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 use vport::stream::{Endpoint, StreamOptions};
@@ -75,12 +76,13 @@ pub fn start(run_dir: &RunDir, daemon: &Arc<Daemon>, group: Option<u32>) -> Resu
         .with_context(|| format!("can't open {} to all", path.display()))?;
     let daemon = Arc::clone(daemon);
     crate::run::spawn("control", move || {
+        let errors = Quiet::default();
         for stream in listener.incoming() {
             let served = stream
                 .map_err(anyhow::Error::from)
                 .and_then(|stream| serve(&stream, &daemon, group));
             if let Err(error) = served {
-                info!("control: {error:#}");
+                errors.say(|| info!("control: {error:#}"));
                 // No descriptors, perhaps.
                 std::thread::sleep(Duration::from_millis(10));
             }

@@ -189,14 +189,19 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
 
     std::fs::write(run_dir.pid_file(), format!("{}\n", std::process::id()))
         .with_context(|| format!("can't write {}", run_dir.pid_file().display()))?;
-    println!(
-        "ovs-dpd: ready on {} (process {})",
+    // Not println, which panics where nobody reads.
+    let ready = format!(
+        "ovs-dpd: ready on {} (process {})\n",
         run_dir.path().display(),
         std::process::id()
     );
-    std::io::stdout()
-        .flush()
-        .context("can't write to standard output")?;
+    let mut stdout = std::io::stdout();
+    if let Err(error) = stdout
+        .write_all(ready.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        warn!("can't say on standard output that it is ready: {error}");
+    }
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
     let signal = signals.forever().next();

@@ -621,7 +621,8 @@ impl Lab {
                 complaints.join("\n")
             );
         }
-        // Of every ovs-dpd that ran here.
+        self.stop_daemon()?;
+        // Of every ovs-dpd that ran here, to its end.
         let output = process::read_lossy(&self.run_dir().with_extension("out"));
         if let Some(line) = output
             .lines()
@@ -629,7 +630,6 @@ impl Lab {
         {
             bail!("ovs-dpd said: {line}");
         }
-        self.stop_daemon()?;
         if self.switch == Switch::OvsDpd {
             self.nothing_left()?;
         }

@@ -1,10 +1,12 @@
 //! The programs: what `ovs-dpd run`, `exec`, `status` and `purge` promise.
 
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tests::process::{self, Process};
 use tests::traffic::ping_ok;
 use tests::{lab, wait};
@@ -45,6 +47,8 @@ fn what_a_killed_daemon_left_is_removed_by_the_next_or_by_purge() -> Result<()> 
             if by_purge {
                 lab.ovs_dpd(["purge", "--run-dir", &run_dir])?.ok()?;
                 lab.nothing_left()?;
+                let files: Vec<_> = std::fs::read_dir(lab.run_dir())?.flatten().collect();
+                ensure!(files.is_empty(), "purge left {files:?}");
             }
             lab.start_daemon()?;
             lab.nothing_left()?;
@@ -225,6 +229,60 @@ fn an_idle_daemon_uses_no_processor() -> Result<()> {
         std::thread::sleep(std::time::Duration::from_secs(2));
         let used = lab.with_daemon(|d| d.process().cpu_time())? - before;
         ensure!(used.as_millis() <= 60, "{used:?} in 2 s without traffic");
+        Ok(())
+    })
+}
+
+#[test]
+fn without_descriptors_the_daemon_rests_and_answers_again_when_there_are_some() -> Result<()> {
+    lab::test_bare(|lab| {
+        let pid = lab.with_daemon(|daemon| Ok(daemon.process().id()))?;
+        let daemon = Pid::from_raw(pid.cast_signed()).context("pid")?;
+        let before = getrlimit(Resource::Nofile);
+        let limit = |soft| Rlimit {
+            current: soft,
+            ..before
+        };
+        // Those that it has it keeps.
+        prlimit(Some(daemon), Resource::Nofile, limit(Some(3)))?;
+        let waiting = UnixStream::connect(lab.run_dir().join("status.sock"))?;
+        let start = lab.with_daemon(|daemon| daemon.process().cpu_time())?;
+        std::thread::sleep(Duration::from_secs(2));
+        let (spent, output) = lab.with_daemon(|daemon| {
+            let spent = daemon.process().cpu_time()? - start;
+            Ok((spent, daemon.output()))
+        })?;
+        prlimit(Some(daemon), Resource::Nofile, limit(before.current))?;
+        ensure!(spent < Duration::from_millis(200), "{spent:?} in 2 s");
+        let lines = output.lines().filter(|line| line.contains("status: "));
+        let lines = lines.count();
+        ensure!((1..20).contains(&lines), "{lines} lines about it");
+        drop(waiting);
+        lab.status_json()?;
+        Ok(())
+    })
+}
+
+/// A terminal that was closed, a pipe that nobody reads.
+#[test]
+fn a_daemon_whose_output_nobody_reads_serves() -> Result<()> {
+    lab::test_bare(|lab| {
+        lab.stop_daemon()?;
+        let run_dir = lab.run_dir().display().to_string();
+        let program = lab.programs()?.ovs_dpd();
+        let script = "mkfifo $0; sleep 100 < $0 & exec 3> $0; kill $!; wait; \
+                      exec \"$1\" run --run-dir \"$2\" 1>&3";
+        let fifo = lab.directory().join("fifo").display().to_string();
+        let words = ["sh", "-c", script, &fifo, &program, &run_dir];
+        let output = lab.directory().join("unread.out");
+        let mut daemon = lab.host().spawn(words, &output)?;
+        wait::soon("it serves", || match daemon.ended()? {
+            Some(status) => bail!("it ended: {status}: {}", daemon.output()),
+            None => Ok(lab.run_dir().join("ovs-dpd.pid").exists()),
+        })?;
+        lab.dpctl("add-dp dp1")?;
+        lab.dpctl("del-dp dp1")?;
+        ensure!(daemon.terminate(tests::daemon::Daemon::END)?.success());
         Ok(())
     })
 }
