@@ -3,7 +3,7 @@
 //!
 //! What differs is in `tests/src/replay/differences.rs`, field by field and case by case. Left out as
 //! recordings: `ctrl` (replayed in `netlink/tests/ctrl.rs`), `sem_ct` (its cases begin without connections,
-//! which nothing can delete yet over a socket; `datapath/tests/conntrack_recorded.rs` has them), `sem_tunnel` (there are no tunnel ports yet).
+//! which nothing can delete yet over a socket; `datapath/tests/conntrack_recorded.rs` has them).
 
 use anyhow::{Context, Result};
 use tests::corpus::{self, Case};

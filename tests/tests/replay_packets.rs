@@ -53,6 +53,11 @@ fn nesting_and_what_is_put_off() -> Result<()> {
 }
 
 #[test]
+fn tunnels() -> Result<()> {
+    replay("sem_tunnel")
+}
+
+#[test]
 fn packets_of_user_space() -> Result<()> {
     replay("packet")
 }

@@ -185,7 +185,7 @@ fn tunnel_config(kind: TunnelKind, options: Option<Attr<'_>>) -> Result<TunnelCo
     let mut port = None;
     for attr in options.ok_or(Errno::EINVAL)?.nested() {
         match attr.kind {
-            option::DST_PORT => port = Some(attr.u16()?),
+            option::DST_PORT if attr.payload.len() == 2 => port = Some(attr.u16()?),
             option::EXTENSION if kind == TunnelKind::Vxlan => {
                 for extension in attr.nested().filter(|of| of.kind == option::GBP) {
                     if !extension.payload.is_empty() {

@@ -131,9 +131,6 @@ pub const CASES: &[Case] = &[
     case("sem_ct", "ct-snat4-range-exhaust", How::Chosen, PORTS),
     case("sem_ct", "ct-snat-addr-range-persist", How::Chosen, PORTS),
     case("sem_ct", "ct-frag6", How::Chosen, IDENTIFIED),
-    case("packet", "egress-tun-noroute", How::LeftOut, NO_TUNNELS),
-    case("sem_misc", "user-egress-vxlan", How::LeftOut, NO_TUNNELS),
-    case("packet", "egress-tun", How::LeftOut, NO_TUNNELS),
     case(
         "flow_action_bad",
         "unk-24@tcp4",
@@ -155,7 +152,6 @@ const SEEDED: &str = "the hash action's hash has a random seed";
 const PORTS: &str = "addresses and ports are chosen by a secret hash, or at random";
 const IDENTIFIED: &str =
     "what names the fragments of an IPv6 packet is counted from a random number on";
-const NO_TUNNELS: &str = "there are no tunnel ports yet";
 /// The line of [`CASES`] for a case.
 pub fn of(group: &str, name: &str) -> Option<&'static Case> {
     let fits = |pattern: &str| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {

@@ -14,7 +14,17 @@ use crate::replay::client::{self, Client};
 use crate::sys::PacketSocket;
 
 /// The end of a name at the recordings' ports, by the port's number; and the device that is captured.
-pub const CAPTURED: [(u32, &str); 5] = [(1, "pa"), (2, "pb"), (3, "pc"), (6, "int0"), (0, "dpa")];
+pub const CAPTURED: [(u32, &str); 6] = [
+    (1, "pa"),
+    (2, "pb"),
+    (3, "pc"),
+    (6, "int0"),
+    (0, "dpa"),
+    (UNDERLAY, "pu"),
+];
+
+/// Stands for the wire under the tunnels among the ports' numbers.
+pub const UNDERLAY: u32 = u32::MAX;
 
 /// How long what is expected may take.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,6 +40,29 @@ pub fn cable(lab: &Lab, end: char, mtu: u32) -> Result<()> {
     for device in [near, far] {
         offloads(lab, &device, false)?;
         host.ip(["link", "set", &device, "mtu", &mtu.to_string(), "up"])?;
+    }
+    Ok(())
+}
+
+/// The wire under the tunnels: `un` with addresses, and `pu`, whose neighbour is known.
+///
+/// # Errors
+/// Those of `ip` and `ethtool`.
+pub fn underlay(lab: &Lab) -> Result<()> {
+    let host = lab.host();
+    host.ip("link add un type veth peer name pu")?;
+    host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/un/disable_ipv6", "0"))??;
+    for (device, address) in [("un", "02:00:00:00:aa:01"), ("pu", "02:00:00:00:aa:02")] {
+        offloads(lab, device, false)?;
+        host.ip(["link", "set", device, "address", address, "up"])?;
+    }
+    for words in [
+        "addr add 172.16.0.1/24 dev un",
+        "addr add fd77::1/64 dev un nodad",
+        "neigh replace 172.16.0.2 lladdr 02:00:00:00:aa:02 dev un nud permanent",
+        "neigh replace fd77::2 lladdr 02:00:00:00:aa:02 dev un nud permanent",
+    ] {
+        host.ip(words)?;
     }
     Ok(())
 }
@@ -53,7 +86,7 @@ pub fn offloads(lab: &Lab, device: &str, on: bool) -> Result<()> {
 /// # Errors
 /// Those of `ip`.
 pub fn remove_cables(lab: &Lab) -> Result<()> {
-    for end in ["pa", "pb", "pc", "pd"] {
+    for end in ["pa", "pb", "pc", "pd", "pu"] {
         if lab.host().links()?.iter().any(|name| name == end) {
             ip(["-n", lab.host().name(), "link", "del", end])?;
         }

@@ -1,6 +1,5 @@
 //! A recorded conversation, line after line, and what of it came out otherwise.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -35,8 +34,6 @@ pub struct Session {
     pub compared: usize,
     /// How many were left out.
     pub left_out: usize,
-    /// Numbers of ports that stand where the recording has tunnel ports.
-    stand_ins: BTreeSet<u32>,
     /// Our ifindex of the datapath that was last asked about.
     datapath: Option<u32>,
 }
@@ -66,7 +63,6 @@ impl Session {
             found: Vec::new(),
             compared: 0,
             left_out: 0,
-            stand_ins: BTreeSet::new(),
             datapath: None,
         })
     }
@@ -95,10 +91,6 @@ impl Session {
     pub fn talk(&mut self, group: &str, case: &Case) -> Result<Option<String>> {
         let difference = differences::of(group, case.name());
         if difference.is_some_and(|difference| difference.how == How::LeftOut) {
-            self.left_out += 1;
-            return Ok(None);
-        }
-        if self.stand_in(case)? {
             self.left_out += 1;
             return Ok(None);
         }
@@ -174,46 +166,6 @@ impl Session {
         let replayed = self.replay(group, case);
         self.translator.restore(usual);
         replayed
-    }
-
-    /// Tunnel ports aren't there yet. Where the recording makes one, an internal port takes its name and
-    /// number, so that what follows finds the same numbers free; whether the case was about a tunnel port.
-    fn stand_in(&mut self, case: &Case) -> Result<bool> {
-        let request = case.request();
-        if self.translator.family_of(&request) != Some(family::VPORT) {
-            return Ok(false);
-        }
-        let Some(port) = case.replies().first().and_then(|reply| tunnel(reply)) else {
-            // What was refused as a tunnel port.
-            return Ok(tunnel_type(&request).is_some());
-        };
-        let mut ours = self.translator.request(&request)?;
-        if tunnel_type(&request).is_some() {
-            let (mut kind, mut number) = (None, None);
-            for place in attributes(&ours, HEADERS, ours.len()) {
-                match place.kind {
-                    vport::TYPE => kind = Some(place.start + 4),
-                    vport::PORT_NO => number = Some(place.start + 4),
-                    _ => {}
-                }
-            }
-            let kind = kind.context("no type")?;
-            ours[kind..kind + 4].copy_from_slice(&vport::INTERNAL.to_ne_bytes());
-            if number.is_none() {
-                ours.extend_from_slice(&8_u16.to_ne_bytes());
-                ours.extend_from_slice(&vport::PORT_NO.to_ne_bytes());
-                ours.extend_from_slice(&port.to_ne_bytes());
-                let len = ours.len() as u32;
-                ours[..4].copy_from_slice(&len.to_ne_bytes());
-            }
-            self.stand_ins.insert(port);
-        }
-        let answers = self.requester.converse(&ours)?;
-        let errno = answers.last().and_then(|answer| errno(answer));
-        anyhow::ensure!(errno == Some(0), "stand-in of port {port}: {errno:?}");
-        self.listener.settle()?;
-        self.listener.gather(0, Duration::ZERO)?;
-        Ok(true)
     }
 
     /// Takes a case's result down.
@@ -295,15 +247,6 @@ impl Session {
         let mut ours = ours;
         let mut recorded = recorded;
         if dump {
-            recorded.retain(|message| {
-                let vport = self.translator.family_of(message) == Some(family::VPORT);
-                !vport || tunnel(message).is_none()
-            });
-            ours.retain(|message| {
-                let vport = transport::family_of(u16_at(message, 4)) == Some(family::VPORT);
-                let number = attribute(message, vport::PORT_NO);
-                !vport || number.is_none_or(|number| !self.stand_ins.contains(&number))
-            });
             let key = |message: &Vec<u8>| {
                 let last = u16_at(message, 4) == DONE;
                 (last, message.get(24..).map(<[u8]>::to_vec))
@@ -403,27 +346,6 @@ pub fn request(family: usize, command: u8, ifindex: u32, attributes: &[u8]) -> V
 /// Of `enum ovs_vport_attr` and `enum ovs_vport_type`.
 mod vport {
     pub const GET: u8 = 3;
-    pub const PORT_NO: u16 = 1;
-    pub const TYPE: u16 = 2;
-    pub const INTERNAL: u32 = 2;
-    /// GRE, VXLAN, Geneve.
-    pub const TUNNELS: std::ops::RangeInclusive<u32> = 3..=5;
-}
-
-fn attribute(message: &[u8], kind: u16) -> Option<u32> {
-    let places = attributes(message, HEADERS, message.len());
-    let place = places.into_iter().find(|place| place.kind == kind)?;
-    Some(u32_at(message, place.start + 4))
-}
-
-fn tunnel_type(message: &[u8]) -> Option<u32> {
-    attribute(message, vport::TYPE).filter(|kind| vport::TUNNELS.contains(kind))
-}
-
-/// The number of the tunnel port that a recorded answer is about.
-fn tunnel(message: &[u8]) -> Option<u32> {
-    tunnel_type(message)?;
-    attribute(message, vport::PORT_NO)
 }
 
 /// Our extended acknowledgement without the message for a reader that it has where the module says its

@@ -20,6 +20,7 @@ const UDP_SEGMENT: libc::c_int = 103;
 const UDP_GRO: libc::c_int = 104;
 const UDP_NO_CHECK6_TX: libc::c_int = 101;
 const UDP_NO_CHECK6_RX: libc::c_int = 102;
+const IPV6_AUTOFLOWLABEL: libc::c_int = 70;
 const IP_MTU: libc::c_int = 14;
 const IPV6_MTU: libc::c_int = 24;
 
@@ -44,6 +45,12 @@ pub(crate) fn set_no_checksum(fd: BorrowedFd<'_>, v6: bool) -> Result<(), Errno>
         false => set_option(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, one),
         true => set_option(fd, libc::IPPROTO_UDP, UDP_NO_CHECK6_TX, one),
     }
+}
+
+/// IPv6 packets have no flow label unless one is asked for.
+pub(crate) fn set_no_flow_label(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let none: libc::c_int = 0;
+    set_option(fd, libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, none)
 }
 
 /// Takes IPv6 datagrams without checksums.

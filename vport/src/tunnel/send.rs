@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::path::{Path, ends};
-use super::{Shared, TunnelKind, wire};
+use super::{Shared, TunnelConfig, TunnelKind, wire};
 use crate::port::{TxOutcome, TxRefusal};
 use crate::sys::inet::{self, BATCH, Envelope, Message, SEGMENTS};
 
@@ -76,6 +76,7 @@ fn open(choice: Choice, kind: TunnelKind) -> std::io::Result<Socket> {
     inet::set_buffer(fd, SEND_BUFFER, false)?;
     if v6 {
         socket.set_only_v6(true)?;
+        inet::set_no_flow_label(fd)?;
     }
     if kind.is_udp() {
         if !choice.checksum {
@@ -149,11 +150,17 @@ pub(super) fn complete(shared: &Shared, key: &mut TunnelKey) -> bool {
         };
         let own = socket.local_addr().ok().and_then(|own| own.as_socket());
         key.tp_src = own.map_or(0, |own| own.port()).into();
-        if key.tp_dst == 0 {
-            key.tp_dst = shared.config.port.into();
-        }
+        key.tp_dst = destination_port(&shared.config, key).into();
     }
     true
+}
+
+/// The UDP port that is sent to: as the kernel, VXLAN's is a key's to choose.
+fn destination_port(config: &TunnelConfig, key: &TunnelKey) -> u16 {
+    match (config.kind, key.tp_dst.get()) {
+        (TunnelKind::Vxlan, port) if port != 0 => port,
+        _ => config.port,
+    }
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {
@@ -233,11 +240,7 @@ fn prepare_borrowed(
     };
     let envelope = Envelope {
         to,
-        port: match (config.kind.is_udp(), key.tp_dst.get()) {
-            (false, _) => 0,
-            (true, 0) => config.port,
-            (true, port) => port,
-        },
+        port: destination_port(config, &key),
         from,
         tos,
         ttl: key.ttl,
