@@ -127,6 +127,18 @@ pub const CASES: &[Case] = &[
         "about a socket buffer; netlink/tests/upcalls.rs has our queues' bounds",
     ),
     case("sem_misc", "hash-*", How::Attributes(DP_HASH), SEEDED),
+    case(
+        "sem_misc",
+        "user-egress-vxlan",
+        How::Attributes(EGRESS_SOURCE_PORT),
+        PORT_BY_HASH,
+    ),
+    case(
+        "packet",
+        "egress-tun",
+        How::Attributes(EGRESS_SOURCE_PORT),
+        PORT_BY_HASH,
+    ),
     case("packet", "hash-dphash", How::Attributes(DP_HASH), SEEDED),
     case("sem_ct", "ct-snat4-range-exhaust", How::Chosen, PORTS),
     case("sem_ct", "ct-snat-addr-range-persist", How::Chosen, PORTS),
@@ -141,6 +153,9 @@ pub const CASES: &[Case] = &[
 
 /// `OVS_PACKET_ATTR_KEY`, `OVS_KEY_ATTR_DP_HASH`.
 const DP_HASH: &[&[u16]] = &[&[2, 19]];
+/// `OVS_PACKET_ATTR_EGRESS_TUN_KEY`, `OVS_TUNNEL_KEY_ATTR_TP_SRC`.
+const EGRESS_SOURCE_PORT: &[&[u16]] = &[&[5, 9]];
+const PORT_BY_HASH: &str = "a tunnel's source port is chosen by a hash with a random seed";
 /// `OVS_DP_ATTR_STATS`, `OVS_DP_ATTR_MEGAFLOW_STATS`.
 const COUNTS: &[&[u16]] = &[&[3], &[4]];
 /// `OVS_VPORT_ATTR_STATS`.
