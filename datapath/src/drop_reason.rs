@@ -19,7 +19,7 @@ pub enum DropReason {
     Meter,
     /// More than five action lists within each other.
     RecursionLimit,
-    /// More than ten deferred action lists.
+    /// More than nine deferred action lists.
     DeferredLimit,
     /// A frame to be fragmented whose L2 header is too long.
     FragL2TooLong,
@@ -30,7 +30,8 @@ pub enum DropReason {
     /// The time to live ran out.
     IpTtl,
 
-    /// A frame whose tags, NSH header or offload fields contradict its length.
+    /// A frame whose tags, NSH header or offload fields contradict its length, or one that is to be cut into
+    /// more packets than any sender makes of one (`frame::segment::MAX_SEGMENTS`).
     Malformed,
     /// An upcall, and nobody reads this port's upcalls.
     UpcallNoReader,

@@ -330,28 +330,21 @@ impl Executor {
             let last = rest.as_slice().is_empty();
             match action {
                 Action::Output(port) => {
-                    if last {
-                        self.output(batch, packet, *port);
-                        return;
-                    }
-                    let copy = self.copy(batch, &packet);
-                    self.output(batch, copy, *port);
-                    packet.cut = 0;
+                    let (out, on) = self.part(batch, packet, last);
+                    self.output(batch, out, *port);
+                    let Some(on) = on else { return };
+                    packet = on;
+                    packet.limit = None;
                 }
                 Action::Userspace(user) => {
                     let sent = self.upcall_action(batch, &mut packet, user, list);
-                    packet.cut = 0;
+                    packet.limit = None;
                     if last {
                         self.finish_upcall(batch, packet, sent);
                         return;
                     }
                 }
-                Action::Trunc(len) => {
-                    // A limit that doesn't bite leaves an earlier one in force.
-                    if packet.measure() > *len as usize {
-                        packet.cut = packet.measure() - *len as usize;
-                    }
-                }
+                Action::Trunc(len) => packet.limit = Some(*len),
                 Action::Hash { basis } => {
                     packet.key.dp_hash = hash::l4(&packet.key, *basis);
                 }
@@ -360,12 +353,11 @@ impl Executor {
                         self.drop(batch, packet, DropReason::ActionError);
                         return;
                     }
-                    if last {
-                        self.nest(batch, packet, Work::Recirculate(*id), true);
+                    let work = Work::Recirculate(*id);
+                    let Some(on) = self.branch(batch, packet, work, last) else {
                         return;
-                    }
-                    let copy = self.copy(batch, &packet);
-                    self.nest(batch, copy, Work::Recirculate(*id), true);
+                    };
+                    packet = on;
                 }
                 Action::Sample {
                     probability,
@@ -373,25 +365,18 @@ impl Executor {
                 } => {
                     let taken = *probability == u32::MAX
                         || (*probability != 0 && self.random.random::<u32>() <= *probability);
-                    if last {
-                        match taken {
-                            true => self.nest(batch, packet, Work::Run(actions), false),
-                            false => self.drop(batch, packet, DropReason::LastAction),
-                        }
-                        return;
-                    }
                     if taken {
-                        let copy = self.copy(batch, &packet);
-                        self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                        let Some(on) = self.branch(batch, packet, Work::Run(actions), last) else {
+                            return;
+                        };
+                        packet = on;
                     }
                 }
                 Action::Clone(actions) => {
-                    if last {
-                        self.nest(batch, packet, Work::Run(actions), false);
+                    let Some(on) = self.branch(batch, packet, Work::Run(actions), last) else {
                         return;
-                    }
-                    let copy = self.copy(batch, &packet);
-                    self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                    };
+                    packet = on;
                 }
                 Action::CheckPktLen {
                     len,
@@ -400,12 +385,10 @@ impl Executor {
                 } => {
                     let fits = longest_packet(&packet) <= usize::from(*len);
                     let actions = if fits { less_equal } else { greater };
-                    if last {
-                        self.nest(batch, packet, Work::Run(actions), false);
+                    let Some(on) = self.branch(batch, packet, Work::Run(actions), last) else {
                         return;
-                    }
-                    let copy = self.copy(batch, &packet);
-                    self.nest(batch, copy, Work::Run(actions), changes_packets(actions));
+                    };
+                    packet = on;
                 }
                 Action::DecTtl { exceeded } => {
                     match rewrite::dec_ttl(&mut packet.frame, &mut packet.key, &packet.layers) {
@@ -492,6 +475,36 @@ impl Executor {
             }
         }
         self.drop(batch, packet, DropReason::LastAction);
+    }
+
+    /// The packet for an action to keep, and the one that goes on behind it: none behind a list's last.
+    fn part(
+        &mut self,
+        batch: &Batch<'_>,
+        packet: Box<Packet>,
+        last: bool,
+    ) -> (Box<Packet>, Option<Box<Packet>>) {
+        if last {
+            return (packet, None);
+        }
+        (self.copy(batch, &packet), Some(packet))
+    }
+
+    /// Sends a packet into `work`; gives the packet that goes on behind it, if the action isn't the last.
+    fn branch<'g>(
+        &mut self,
+        batch: &mut Batch<'g>,
+        packet: Box<Packet>,
+        work: Work<'g>,
+        last: bool,
+    ) -> Option<Box<Packet>> {
+        let keeps_key = match work {
+            Work::Recirculate(_) => true,
+            Work::Run(list) => !last && changes_packets(list),
+        };
+        let (into, on) = self.part(batch, packet, last);
+        self.nest(batch, into, work, keeps_key);
+        on
     }
 
     /// Runs a nested list or a recirculation: at once, or later if that would go too deep. `keeps_key`:

@@ -22,8 +22,9 @@ pub struct Packet {
     /// Over its connection; what readers and caches are chosen by. Stays the same when headers are
     /// rewritten, so that all upcalls of a packet reach the same reader.
     pub hash: u32,
-    /// Bytes that the next output or upcall leaves off at the end.
-    pub cut: usize,
+    /// The longest that the next output or upcall may be (`trunc`): of a frame without the tag that is out of
+    /// band, of an upcall with it. None: nothing is cut.
+    pub limit: Option<u32>,
     /// Longest fragment received, without the Ethernet header; 0: wasn't fragmented.
     pub mru: u16,
     /// Where upcalls of this packet go instead of their usual reader (`OVS_PACKET_ATTR_UPCALL_PID`).
@@ -42,7 +43,7 @@ impl Packet {
         self.frame = frame;
         self.ingress = ingress;
         self.hash = 0;
-        self.cut = 0;
+        self.limit = None;
         self.mru = 0;
         self.upcall_pid = None;
         self.egress = None;
@@ -57,7 +58,7 @@ impl Packet {
         self.layers = other.layers;
         self.ingress = other.ingress;
         self.hash = other.hash;
-        self.cut = other.cut;
+        self.limit = other.limit;
         self.mru = other.mru;
         self.upcall_pid = other.upcall_pid;
         self.egress.clone_from(&other.egress);
@@ -66,7 +67,7 @@ impl Packet {
         self.captured = 0;
     }
 
-    /// Length as `trunc` and `check_pkt_len` count it: without the tag that is out of band.
+    /// Length as meters and `check_pkt_len` count it: without the tag that is out of band.
     pub fn measure(&self) -> usize {
         self.frame.len()
     }

@@ -59,9 +59,8 @@ impl TransmitQueues {
             outer.tp_src = source_port_entropy(packet.hash).into();
             packet.frame.tunnel = Some(outer);
         }
-        if packet.cut != 0 {
-            let left = packet.frame.len().saturating_sub(packet.cut);
-            truncate(&mut packet.frame, left);
+        if let Some(limit) = packet.limit {
+            truncate(&mut packet.frame, limit as usize);
         }
         packet.frame.class = Class {
             priority: packet.key.priority,

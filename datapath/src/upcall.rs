@@ -57,6 +57,8 @@ const HASH_SW: u64 = 1 << 32;
 const HASH_L4: u64 = 1 << 33;
 /// Where a tag goes that is out of band.
 const ADDRESSES: usize = 12;
+/// Bytes of a tag.
+const TAG: usize = 4;
 
 /// Builds upcalls and offers them.
 pub struct Upcaller {
@@ -96,6 +98,8 @@ impl Executor {
             actions: None,
             egress: None,
         };
+        // A limit is for what an action list does next, not for who is asked what to do.
+        packet.limit = None;
         let sent = self.upcall(batch, &mut packet, &message);
         self.finish_upcall(batch, packet, sent);
     }
@@ -208,16 +212,12 @@ impl Upcaller {
         frame: &Frame,
         message: &Message<'_>,
     ) -> Result<(), DropReason> {
-        let whole = frame.len();
-        // Of a frame to be segmented each segment is limited as the whole would be.
-        let kept = match packet.cut {
-            0 => whole,
-            cut => whole.min(packet.measure().saturating_sub(cut)),
-        };
-        let bytes = frame.bytes().get(..kept).unwrap_or(frame.bytes());
         // A tag that is out of band goes back behind the addresses, which thereby belong to the head.
-        let tag = frame.vlan.filter(|_| bytes.len() >= ADDRESSES);
-        let tagged = bytes.len() + if tag.is_some() { 4 } else { 0 };
+        let tag = frame.vlan.filter(|_| frame.len() >= ADDRESSES);
+        let whole = frame.len() + if tag.is_some() { TAG } else { 0 };
+        let kept = packet
+            .limit
+            .map_or(whole, |limit| whole.min(limit as usize));
         let unaligned = batch.datapath.settings.load().features & features::UNALIGNED != 0;
         let dp_ifindex = batch.datapath.ifindex;
         let truncated = (kept < whole).then_some(whole);
@@ -225,18 +225,24 @@ impl Upcaller {
             &mut self.head,
             message.command,
             dp_ifindex,
-            tagged,
+            kept,
             unaligned,
             |writer| write_attributes(writer, packet, key, message, truncated),
         )
         .map_err(|_| DropReason::UpcallTooBig)?;
-        let mut rest = bytes;
-        if let (Some(tag), Some((addresses, behind))) = (tag, bytes.split_at_checked(ADDRESSES)) {
-            self.head.extend_from_slice(addresses);
-            self.head.extend_from_slice(&tag.tpid.to_be_bytes());
-            self.head.extend_from_slice(&tag.tci.to_be_bytes());
+        let mut rest = frame.bytes();
+        if let (Some(tag), Some((addresses, behind))) = (tag, rest.split_at_checked(ADDRESSES)) {
+            let mut begin = [0; ADDRESSES + TAG];
+            begin[..ADDRESSES].copy_from_slice(addresses);
+            begin[ADDRESSES..ADDRESSES + 2].copy_from_slice(&tag.tpid.to_be_bytes());
+            begin[ADDRESSES + 2..].copy_from_slice(&tag.tci.to_be_bytes());
+            self.head
+                .extend_from_slice(begin.get(..kept).unwrap_or(&begin));
             rest = behind;
         }
+        let rest = rest
+            .get(..kept.saturating_sub(whole - rest.len()))
+            .unwrap_or(rest);
         match self
             .hub
             .upcall(message.pid, packet.ingress, &self.head, rest)

@@ -58,6 +58,11 @@ fn tunnels() -> Result<()> {
 }
 
 #[test]
+fn cut_packets_and_what_is_left_to_be_looked_at() -> Result<()> {
+    replay("sem_trunc")
+}
+
+#[test]
 fn packets_of_user_space() -> Result<()> {
     replay("packet")
 }

@@ -234,7 +234,7 @@ fn unusual(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
                 .bytes(2, &random.random::<[u8; 16]>())
                 .expect("short");
             let mut outer = Vec::new();
-            Writer::new(&mut outer).bytes(29, &nsh).expect("short");
+            Writer::new(&mut outer).bytes(28, &nsh).expect("short");
             put(bytes, kind::PUSH_NSH, &outer);
         }
         6 => put(bytes, kind::POP_NSH, &[]),
@@ -284,7 +284,8 @@ fn unusual(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
     }
 }
 
-fn set(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
+/// Appends a `set` or `set_masked` of one of the wish's fields.
+pub fn set(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
     let Some(chosen) = wish.fields.choose(random).copied() else {
         return output(bytes, random, wish);
     };
@@ -342,6 +343,7 @@ fn set(bytes: &mut Vec<u8>, random: &mut SmallRng, wish: &Wish) {
     );
 }
 
-fn put(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+/// Appends an attribute.
+pub fn put(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
     Writer::new(bytes).bytes(kind, payload).expect("short");
 }

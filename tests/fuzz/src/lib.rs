@@ -10,7 +10,7 @@
 //! - [`actions`]: random valid action lists.
 //! - [`packet`]: random well-formed packets, checksums made from scratch.
 //! - [`reader`]: a client with a real socket.
-//! - [`slow`]: what actions do to a packet, said as simply as can be.
+//! - [`slow`]: what actions do to a packet, said as simply as can be; [`layers`]: to the headers around it.
 //!
 //! `OVS_DPD_FUZZ` is the number of messages or packets of each fuzzer, `OVS_DPD_FUZZ_SEED` the seed,
 //! `OVS_DPD_FUZZ_EPISODE` a single episode to run again. The tests under `tests/` are the fuzzers; what
@@ -23,6 +23,7 @@ pub mod actions;
 pub mod campaign;
 pub mod device;
 pub mod edit;
+pub mod layers;
 pub mod model;
 pub mod packet;
 pub mod reader;

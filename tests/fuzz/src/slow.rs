@@ -1,8 +1,8 @@
 //! What actions do to a packet, said as simply as can be: the oracle of the differential test.
 //!
 //! The packet is its bytes with all tags among them; checksums are made anew after each change, over all
-//! that there is. Nothing here shares code with the daemon. What isn't said here isn't tested so: labels,
-//! NSH, L3 packets, tunnels, meters, upcalls.
+//! that there is. Nothing here shares code with the daemon. What isn't said here isn't tested so. Labels, NSH,
+//! L3 packets, meters and upcalls are in [`layers`](crate::layers).
 
 use std::collections::BTreeMap;
 
@@ -29,8 +29,8 @@ pub struct State {
     pub hidden: Vec<u8>,
     found: Found,
     mark: u32,
-    /// Bytes that the next output cuts off the end.
-    cut: usize,
+    /// The longest that the next output may be, without its outermost tag.
+    limit: usize,
     /// It has, or had, more tags than are looked at.
     deep: bool,
     /// The sender left the checksum to be made: whoever makes it never writes a zero.
@@ -59,7 +59,7 @@ impl State {
             bytes,
             hidden,
             mark: 0,
-            cut: 0,
+            limit: usize::MAX,
             nonzero: false,
         }
     }
@@ -97,13 +97,7 @@ impl Slow<'_> {
             let last = index + 1 == list.len();
             match *kind {
                 kind::OUTPUT => self.send(state, u32_at(payload, 0)),
-                kind::TRUNC => {
-                    let limit = u32_at(payload, 0) as usize;
-                    // A limit that doesn't bite leaves an earlier one in force.
-                    if state.measure() > limit {
-                        state.cut = state.measure() - limit;
-                    }
-                }
+                kind::TRUNC => state.limit = u32_at(payload, 0) as usize,
                 kind::PUSH_VLAN => {
                     // "Present" isn't a bit of the frame.
                     let mut tag = payload.clone();
@@ -200,24 +194,30 @@ impl Slow<'_> {
     }
 
     fn send(&mut self, state: &mut State, port: u32) {
-        let cut = std::mem::take(&mut state.cut);
+        let limit = std::mem::replace(&mut state.limit, usize::MAX);
         if !self.ports.contains(&port) {
             return;
         }
         let mut frame = state.bytes.clone();
-        if cut != 0 {
-            // The Ethernet header stays, and its outermost tag.
-            let least = 14 + if state.tagged() { 4 } else { 0 };
-            frame.truncate(frame.len().saturating_sub(cut).max(least));
-        }
+        let tag = if state.tagged() { 4 } else { 0 };
+        frame.truncate(limit.saturating_add(tag));
         self.output.push((port, frame));
     }
 }
 
-fn blend(into: &mut [u8], value: &[u8], mask: &[u8]) {
+/// Changes the bits of `into` that `mask` has to those of `value`.
+pub fn blend(into: &mut [u8], value: &[u8], mask: &[u8]) {
     for ((into, value), mask) in into.iter_mut().zip(value).zip(mask) {
         *into = *into & !mask | value & mask;
     }
+}
+
+/// An IP packet with a field changed.
+pub fn set_in(kind: u16, packet: &[u8], field: u16, value: &[u8], mask: &[u8]) -> Vec<u8> {
+    let frame = [&[0; 12][..], &kind.to_be_bytes(), packet].concat();
+    let mut state = State::new(frame, Vec::new());
+    set(&mut state, field, value, mask);
+    state.bytes.split_off(14)
 }
 
 fn set(state: &mut State, field: u16, value: &[u8], mask: &[u8]) {

@@ -26,4 +26,4 @@ pub use checksum::complete_checksum;
 pub use class::Class;
 pub use offload::{Gso, GsoKind, Offload, PartialChecksum};
 pub use pool::Pool;
-pub use segment::{SegmentError, Segments};
+pub use segment::{MAX_SEGMENTS, SegmentError, Segments};

@@ -19,6 +19,10 @@ const IPV6_HEADER: usize = 40;
 /// What IP's length fields can say.
 const MAX_IP: usize = 65_535;
 const NEXT_FRAGMENT: u8 = 44;
+/// Most packets that a frame may stand for. Linux makes no TCP segments below 8 bytes (its `TCP_MIN_GSO_SIZE`),
+/// and at most 128 datagrams of one; but whoever writes virtio-net headers could ask for a packet a byte, each
+/// with headers of its own, from one frame: fifty times the work and the bytes.
+pub const MAX_SEGMENTS: usize = 65_536 / 8;
 
 /// Offset of the flags in the TCP header, and the flags that aren't repeated.
 const TCP_FLAGS: usize = 13;
@@ -30,7 +34,7 @@ const CWR: u8 = 0x80;
 pub enum SegmentError {
     /// [`Offload::gso`] is absent.
     NotGso,
-    /// Segments of no bytes, or of more than IP's length fields can say.
+    /// Segments of no bytes, or of more than IP's length fields can say, or more than [`MAX_SEGMENTS`].
     Size,
     /// A header is cut short.
     Short,
@@ -42,7 +46,7 @@ impl std::fmt::Display for SegmentError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::NotGso => "not a packet to be segmented",
-            Self::Size => "segments of no bytes or of too many",
+            Self::Size => "segments of no bytes, of too many, or too many segments",
             Self::Short => "a header is cut short",
             Self::Protocol => "headers don't fit the kind of segmentation",
         })
@@ -141,6 +145,9 @@ impl<'a> Segments<'a> {
             return Err(SegmentError::Size);
         }
         let count = cut.div_ceil(size).max(1);
+        if count > MAX_SEGMENTS {
+            return Err(SegmentError::Size);
+        }
         let mut segments = Self {
             frame,
             gso,

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
-use frame::{Frame, Gso, GsoKind, PartialChecksum, Pool, SegmentError, Segments, VlanTag};
+use frame::{
+    Frame, Gso, GsoKind, MAX_SEGMENTS, PartialChecksum, Pool, SegmentError, Segments, VlanTag,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -388,6 +390,22 @@ fn what_cannot_be_cut_is_refused() {
         with(&|frame| gso(frame, &|gso| gso.size = 0)),
         Err(SegmentError::Size)
     );
+    // A packet a byte is allowed, of a few bytes.
+    for (bytes, allowed) in [(100, true), (MAX_SEGMENTS, true), (MAX_SEGMENTS + 1, false)] {
+        let headers = big.frame.bytes()[..big.transport].to_vec();
+        let mut tcp = vec![0; 20 + bytes];
+        tcp[12] = 0x50;
+        let mut frame = Frame::from_bytes(&[headers, tcp].concat());
+        frame.offload = big.frame.offload;
+        frame.offload.gso.as_mut().unwrap().size = 1;
+        let count = Segments::new(&frame).map(|segments| segments.remaining());
+        let wanted = if allowed {
+            Ok(bytes)
+        } else {
+            Err(SegmentError::Size)
+        };
+        assert_eq!(count, wanted, "{bytes}");
+    }
     let kind = |kind| with(&|frame| gso(frame, &|gso| gso.kind = kind));
     assert_eq!(kind(GsoKind::TcpV6), Err(SegmentError::Protocol));
     assert_eq!(kind(GsoKind::UdpL4), Err(SegmentError::Protocol));
