@@ -37,16 +37,17 @@ pub struct RunArguments {
     ///
     /// Queues move from busy workers to idle ones, one a second at most; `ovs-dpd status` shows who has
     /// what. Default: one a CPU of --cpus, or of the machine, 16 at most.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", env = "OVS_DPD_WORKERS",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// CPUs that the workers are kept on, as 0-3,8: the first worker on the first, and so on, from the
     /// beginning again if there are more workers. Default: wherever the system runs them.
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", env = "OVS_DPD_CPUS")]
     cpus: Option<CpuList>,
     /// After a packet a worker looks for more that long, in microseconds, before it sleeps.
     ///
     /// Saves the time to wake up, at the price of CPU time; without packets workers sleep all the same.
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0,
+    #[arg(long, value_name = "MICROSECONDS", env = "OVS_DPD_BUSY_POLL", default_value_t = 0,
           value_parser = clap::value_parser!(u32).range(0..=MAX_BUSY_POLL))]
     busy_poll: u32,
     /// A group, by name or number, whose members may change datapaths as root may.
@@ -68,7 +69,7 @@ pub struct RunArguments {
     /// Serve metrics for Prometheus there by HTTP, at /metrics: 127.0.0.1:9475, or the path of a UNIX socket.
     ///
     /// Whoever can connect can read them. `ovs-dpd metrics` prints the same without this.
-    #[arg(long, value_name = "ADDR:PORT|PATH")]
+    #[arg(long, value_name = "ADDR:PORT|PATH", env = "OVS_DPD_METRICS_LISTEN")]
     metrics_listen: Option<MetricsAddress>,
     /// What to log, as error, warn, info, debug, or per module (see tracing-subscriber's EnvFilter).
     #[arg(

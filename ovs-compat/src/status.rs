@@ -57,6 +57,9 @@ fn show(status: &Status, terminal: bool) -> Result<String> {
         if status.workers.len() == 1 { "" } else { "s" },
         status.clients.len()
     )?;
+    if status.captures != 0 {
+        writeln!(text, "captures in progress: {}", status.captures)?;
+    }
     for note in &status.notes {
         writeln!(text, "note: {note}")?;
     }

@@ -1,5 +1,7 @@
 //! `ovs-dpd capture`: what it sees, that tcpdump reads it, and that nobody waits for it.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -406,5 +408,54 @@ fn who_may_not_and_what_is_not_there_is_told_why() -> Result<()> {
         lab.stop_daemon()?;
         says(&["dp1"], "no daemon answers on")?;
         lab.start_daemon()
+    })
+}
+
+#[test]
+fn nonsense_on_the_captures_socket_is_answered_and_harms_nobody() -> Result<()> {
+    lab::test_bare(|lab| {
+        lab.dpctl("add-dp dp1")?;
+        let path = lab.run_dir().join("capture.sock");
+        let said = |what: &[u8]| -> Result<String> {
+            let mut stream = UnixStream::connect(&path)?;
+            stream.set_read_timeout(Some(wait::SOON))?;
+            stream.write_all(what)?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer)?;
+            Ok(answer)
+        };
+        for what in [
+            b"\n".as_slice(),
+            b"{}\n",
+            b"\xff\xff\n",
+            b"[[[[[[[[\n",
+            // Nothing: it is let go after a while.
+            b"",
+            &[b'['; 4096],
+        ] {
+            let answer = said(what)?;
+            ensure!(answer.starts_with("{\"error\":\""), "{what:?}: {answer:?}");
+        }
+        let other = concat!(
+            r#"{"version":"0.0.0","wish":{"port":null,"received":true,"transmitted":true,"#,
+            r#""dropped":true,"snaplen":60}}"#,
+            "\n"
+        );
+        let answer = said(other.as_bytes())?;
+        ensure!(answer.contains("use that of the daemon"), "{answer}");
+        // No more at a time than there may be, and room again when they end.
+        let mut all = Vec::new();
+        for number in 0..8 {
+            all.push(start(lab, &format!("n{number}"), "--drops")?);
+        }
+        let run_dir = lab.run_dir().display().to_string();
+        let ran = lab.ovs_dpd(["capture", "--drops", "--run-dir", &run_dir])?;
+        ensure!(ran.stderr.contains("8 captures are in progress"), "{ran:?}");
+        ensure!(lab.status()?.contains("captures in progress: 8"));
+        for capture in all {
+            end(capture)?;
+        }
+        end(start(lab, "again", "--drops")?)?;
+        Ok(())
     })
 }

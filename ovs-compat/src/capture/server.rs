@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use datapath::capture::{Capture, MOST, PortLabel, Record, Wish};
 use datapath::daemon::Daemon;
+use netlink::quiet::Quiet;
 use netlink::server::peer_may_change;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info};
@@ -45,12 +46,14 @@ pub fn start(run_dir: &RunDir, daemon: &Arc<Daemon>, group: Option<u32>) -> Resu
         .with_context(|| format!("can't open {} to all", path.display()))?;
     let daemon = Arc::clone(daemon);
     crate::run::spawn("captures", move || {
+        let errors = Quiet::default();
         let clients = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
             match stream {
                 Ok(stream) => welcome(stream, &daemon, group, &clients),
                 Err(error) => {
-                    info!("captures: {error}");
+                    // No descriptors, perhaps.
+                    errors.say(|| info!("captures: {error}"));
                     std::thread::sleep(LOOK);
                 }
             }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use datapath::status::{DatapathStatus, PacketCounts, PortStatus, Status};
+use datapath::stream_status::StreamStatus;
 
 pub use exposition::CONTENT_TYPE;
 use exposition::{Exposition, Kind::Counter, Kind::Gauge};
@@ -36,6 +37,7 @@ pub fn render(status: &Status) -> String {
     ports(&mut out, status);
     workers(&mut out, status);
     conntrack(&mut out, status);
+    streams(&mut out, status);
     clients(&mut out, status);
     process::describe(&mut out, status.pid);
     out.finish()
@@ -322,11 +324,51 @@ fn conntrack(out: &mut Exposition, status: &Status) {
     }
 }
 
+fn streams(out: &mut Exposition, status: &Status) {
+    let all = &status.streams;
+    let mut each = |name, kind, help: &str, of: &dyn Fn(&StreamStatus) -> u64| {
+        out.family(name, kind, help);
+        for stream in all {
+            out.sample(&[("stream", &stream.name)], of(stream));
+        }
+    };
+    let help = "Whether the stream has a peer.";
+    each("ovs_dpd_stream_connected", Gauge, help, &|stream| {
+        (stream.state == "connected").into()
+    });
+    let help = "Connections that the stream has had.";
+    each("ovs_dpd_stream_connections_total", Counter, help, &|s| {
+        s.connections
+    });
+    let help = "Frames queued for the stream's peer.";
+    let name = "ovs_dpd_stream_enqueued_packets_total";
+    each(name, Counter, help, &|stream| stream.enqueued);
+    let help = "Frames sent to the stream's peer.";
+    each("ovs_dpd_stream_sent_packets_total", Counter, help, &|s| {
+        s.sent
+    });
+    let help =
+        "Frames that the stream's peer will not get: the queue was full, or the connection gone.";
+    out.family("ovs_dpd_stream_dropped_packets_total", Counter, help);
+    for stream in all {
+        let reasons = [
+            ("full", stream.dropped_full),
+            ("closed", stream.dropped_close),
+        ];
+        for (reason, count) in reasons {
+            out.sample(&[("stream", &stream.name), ("reason", reason)], count);
+        }
+    }
+}
+
 fn clients(out: &mut Exposition, status: &Status) {
     let clients = &status.clients;
     let help = "Sockets of Open vSwitch's programs that are connected.";
     out.family("ovs_dpd_clients", Gauge, help)
         .sample(&[], clients.len() as u64);
+    let help = "Captures in progress.";
+    out.family("ovs_dpd_captures", Gauge, help)
+        .sample(&[], status.captures as u64);
     let queued: u64 = clients.iter().map(|client| client.queued as u64).sum();
     let help = "Messages that wait for clients to read them.";
     out.family("ovs_dpd_client_messages_queued", Gauge, help)
