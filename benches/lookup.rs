@@ -1,93 +1,122 @@
-//! Nanoseconds a lookup against flows and masks, in one thread, nothing else around it.
+//! Nanoseconds of CPU a lookup against flows and masks, in one thread, nothing else around it.
 //!
-//! - *hit*: packets of installed flows in random order, with the mask cache.
-//! - *hit, no cache*: the same without it: what an attacker's random packets cost.
+//! - *hit*: packets of all flows in random order, as batches come from a port: caches are defeated.
+//! - *hit, one flow*: all packets belong to one flow.
 //! - *miss*: packets that no flow matches.
+//! - *alone*: as *hit*, one packet at a time: what recirculated packets are looked up by.
 //! - *linear scan*: looking at each mask in turn (the oracle of the tests).
+//! - *to one mask*: hit, in proportion to the table with as many flows of one mask, in the same round.
+//! - *insert*, *remove*: a change by one thread while another looks packets up without a pause.
 //!
 //! Masks are made as in a Tuple Space Explosion attack (CVE-2019-25076): the prefixes that tell packets
 //! from one rule for a source, a destination and a port, each combination a mask; megaflows of different
 //! masks don't overlap, as those of ovs-vswitchd don't.
+//!
+//! The keys of a batch are at hand when it is looked up, since whoever looks up has just extracted them;
+//! so they are copied before the clock is read.
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow};
 use benches::cpu;
+use benches::plot::{Axis, Chart};
 use benches::report::Report;
 use clap::Parser;
+use common::{Random, cpu as now, filled, new_flow, output, packets};
 use crossbeam_epoch::LocalHandle;
-use flow::action::{Action, ActionList};
 use flow::cache::{LookupCounters, MaskCache};
-use flow::flow::{NewFlow, Ufid};
+use flow::flow::Ufid;
 use flow::key::Key;
-use flow::table::{FlowTable, Reclaimer, TableConfig};
+use flow::table::{FlowTable, InsertError, LANES, Reclaimer};
+
+#[path = "../flow/examples/common/mod.rs"]
+mod common;
 
 /// Nanoseconds a lookup against flows and masks.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Times that each case has its turn.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 7)]
     rounds: u32,
     /// Numbers of flows.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000, 1_000_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 10_000, 100_000, 1_000_000])]
     flows: Vec<u32>,
     /// Numbers of masks.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 1024, 8192])]
     masks: Vec<u32>,
+    /// Draw benches/plots/lookup-*.svg.
+    #[arg(long)]
+    plot: bool,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-const LOOKUPS: u32 = 500_000;
-const BATCH: u32 = 32;
-/// Packets that are looked up in turn.
-const PACKETS: u32 = 100_000;
+const LOOKUPS: u32 = 100_000;
+const BATCH: usize = 32;
+/// Changes that are timed in one turn.
+const CHANGES: u32 = 20_000;
+
+const HIT: &str = "hit, ns";
+const ONE: &str = "hit, one flow, ns";
+const MISS: &str = "miss, ns";
+const ALONE: &str = "alone, ns";
+const SCAN: &str = "linear scan, ns";
+
+type Packets = Vec<(Key, u32)>;
+
+fn metric(flows: u32, masks: u32) -> String {
+    format!("{flows} flow(s), {masks} mask(s)")
+}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     cpu::ahead_of_others();
     let mut report = Report::new("lookup");
-    let reclaimer = Arc::new(Reclaimer::new());
-    let handle = reclaimer.register();
-    for masks in &arguments.masks {
-        for flows in arguments.flows.iter().filter(|flows| *flows >= masks) {
-            let case = Case::new(*flows, *masks, &reclaimer, &handle)?;
-            let metric = format!("{flows} flow(s), {} mask(s)", case.table.n_masks());
-            eprintln!("{metric}");
-            report.add(&metric, "insert, ns", Some(case.insert_ns));
-            for _ in 0..arguments.rounds {
-                report.add(
-                    &metric,
-                    "hit, ns",
-                    Some(case.time(4096, &case.hits, &handle)),
-                );
-                let uncached = case.time(0, &case.hits, &handle);
-                report.add(&metric, "hit, no cache, ns", Some(uncached));
-                report.add(
-                    &metric,
-                    "miss, ns",
-                    Some(case.time(4096, &case.misses, &handle)),
-                );
-                report.add(&metric, "linear scan, ns", Some(case.scan(*masks, &handle)));
-            }
-            drop(case);
-            while reclaimer.pending() != 0 {
-                reclaimer.reap(&handle);
+    for &flows in &arguments.flows {
+        // All tables of as many flows take turns.
+        let reclaimer = Arc::new(Reclaimer::new());
+        let handle = reclaimer.register();
+        let masks = arguments.masks.iter().filter(|masks| **masks <= flows);
+        let cases: Vec<Case> = masks
+            .map(|masks| Case::new(flows, *masks, &reclaimer, &handle))
+            .collect::<Result<_>>()?;
+        for _ in 0..arguments.rounds {
+            let mut one_mask = None;
+            for case in &cases {
+                let metric = metric(flows, case.masks);
+                let mut add = |subject: &str, value: f64| {
+                    report.add(&metric, subject, Some(value));
+                    value
+                };
+                let hit = add(HIT, case.batches(&case.hits, &handle));
+                add("to one mask", hit / *one_mask.get_or_insert(hit));
+                add(ONE, case.batches(&case.same, &handle));
+                add(MISS, case.batches(&case.misses, &handle));
+                add(ALONE, case.alone(&handle));
+                add(SCAN, case.scan(&handle));
+                let (insert, remove) = case.changes(&reclaimer, &handle)?;
+                add("insert, ns", insert);
+                add("remove, ns", remove);
             }
         }
     }
-    report.finish("hit, no cache, ns")
+    if arguments.plot {
+        plot(&report, &arguments)?;
+    }
+    report.finish(HIT)
 }
 
 /// A filled table and packets for it, each with its hash.
 struct Case {
+    masks: u32,
+    flows: u32,
     table: FlowTable,
-    hits: Vec<(Key, u32)>,
-    misses: Vec<(Key, u32)>,
-    insert_ns: f64,
+    hits: Packets,
+    same: Packets,
+    misses: Packets,
 }
 
 impl Case {
@@ -97,139 +126,185 @@ impl Case {
         reclaimer: &Arc<Reclaimer>,
         handle: &LocalHandle,
     ) -> Result<Self> {
-        let table = FlowTable::new(TableConfig::new(0x5eed, 1), reclaimer)
-            .map_err(|_| anyhow!("no table"))?;
-        let actions = Arc::new(ActionList {
-            program: [Action::Output(2)].into(),
-            wire: [].into(),
-        });
-        let mut random = Random(7);
-        let combination = |n: u32| Combination::new(8191 - n % masks * (8192 / masks));
-        let start = Instant::now();
-        for n in 0..flows {
-            let (of, port) = (combination(n), n / masks + 1);
-            let key = of.packet(port, &mut random);
-            let ufid = Ufid::new(&n.to_be_bytes());
-            let prepared =
-                table.prepare(NewFlow::new(ufid, &key, &of.mask(), Arc::clone(&actions)));
-            let writer = table.write(handle);
-            if writer.find_overlap(&key).is_none() {
-                writer.insert(prepared).map_err(|e| anyhow!("{e:?}"))?;
-            }
-        }
-        let insert_ns = start.elapsed().as_nanos() as f64 / table.n_flows() as f64;
-        let hits: Vec<(Key, u32)> = (0..PACKETS)
-            .map(|_| {
-                let n = random.next() % flows;
-                (combination(n).packet(n / masks + 1, &mut random), n + 1)
-            })
-            .collect();
-        let elsewhere = |(key, hash): &(Key, u32)| {
-            let mut key = *key;
-            key.recirc_id = 9;
-            (key, *hash)
+        let table = filled(flows, masks, reclaimer, handle).map_err(|error| anyhow!("{error}"))?;
+        while table.maintain(handle, 1000, || ()) {}
+        let hits = packets(flows, masks, LOOKUPS);
+        let elsewhere = |&(key, hash): &(Key, u32)| {
+            let recirc_id = 9;
+            (Key { recirc_id, ..key }, hash)
         };
         Ok(Self {
+            masks,
+            flows,
+            same: hits.iter().cycle().take(1).copied().collect(),
             misses: hits.iter().map(elsewhere).collect(),
             hits,
             table,
-            insert_ns,
         })
     }
 
-    /// Nanoseconds a lookup, with a mask cache of that size.
-    fn time(&self, cache_size: u32, packets: &[(Key, u32)], handle: &LocalHandle) -> f64 {
-        // The sizes given here are ones that it takes.
-        let _ = self.table.set_masks_cache_size(cache_size);
+    /// Nanoseconds a packet that is looked up beside those of its batch.
+    fn batches(&self, packets: &Packets, handle: &LocalHandle) -> f64 {
         let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
-        let mut packets = packets.iter().cycle();
-        let mut guard = handle.pin();
-        let start = Instant::now();
-        for _ in 0..LOOKUPS / BATCH {
-            guard.repin();
-            for (key, hash) in packets.by_ref().take(BATCH as usize) {
-                let found =
-                    self.table
-                        .lookup(black_box(key), *hash, &guard, &mut cache, &mut counters);
-                black_box(found);
+        timed(packets, handle, |batch, guard| {
+            for group in batch.chunks(LANES) {
+                black_box(self.table.lookup_batch(
+                    black_box(group),
+                    |packet| (&packet.0, packet.1),
+                    guard,
+                    &mut cache,
+                    &mut counters,
+                ));
             }
-        }
-        start.elapsed().as_nanos() as f64 / f64::from(LOOKUPS / BATCH * BATCH)
+        })
+    }
+
+    /// Nanoseconds a packet that is looked up by itself.
+    fn alone(&self, handle: &LocalHandle) -> f64 {
+        let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
+        timed(&self.hits, handle, |batch, guard| {
+            for (key, hash) in batch {
+                black_box(self.table.lookup(
+                    black_box(key),
+                    *hash,
+                    guard,
+                    &mut cache,
+                    &mut counters,
+                ));
+            }
+        })
     }
 
     /// Nanoseconds a look at each mask in turn.
-    fn scan(&self, masks: u32, handle: &LocalHandle) -> f64 {
-        let count = (LOOKUPS / masks / 8).max(100);
+    fn scan(&self, handle: &LocalHandle) -> f64 {
+        let count = (LOOKUPS / self.masks / 8).max(20);
         let guard = handle.pin();
-        let start = Instant::now();
+        let start = now();
         for (key, _) in self.hits.iter().cycle().take(count as usize) {
             black_box(self.table.scan(black_box(key), &guard));
         }
-        start.elapsed().as_nanos() as f64 / f64::from(count)
+        (now() - start) as f64 / f64::from(count)
+    }
+
+    /// Nanoseconds of the writer to put a flow in, and to take it out, beside a thread that looks up.
+    fn changes(&self, reclaimer: &Arc<Reclaimer>, handle: &LocalHandle) -> Result<(f64, f64)> {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let handle = reclaimer.register();
+                while !stop.load(Ordering::Relaxed) {
+                    self.batches(&self.hits, &handle);
+                }
+            });
+            let (actions, mut random) = (output(), Random(5));
+            // Of the masks that are there, behind the flows that are.
+            let numbers = self.flows..self.flows + CHANGES;
+            let prepared: Vec<_> = numbers
+                .clone()
+                .map(|n| {
+                    self.table
+                        .prepare(new_flow(n, self.masks, &actions, &mut random))
+                })
+                .collect();
+            let start = now();
+            let mut done = Ok(());
+            for flow in prepared {
+                match self.table.write(handle).insert(flow) {
+                    Ok(_) | Err(InsertError::KeyInUse(_) | InsertError::IdInUse(_)) => {}
+                    Err(error) => done = Err(anyhow!("{error}")),
+                }
+            }
+            let inserted = now();
+            for n in numbers {
+                let writer = self.table.write(handle);
+                let id = Ufid::new(&n.wrapping_mul(0x9e37_79b1).to_be_bytes());
+                if let Some(flow) = id.and_then(|id| writer.find_ufid(&id)) {
+                    writer.remove(flow);
+                }
+            }
+            let removed = now();
+            stop.store(true, Ordering::Relaxed);
+            reclaimer.reap(handle);
+            let each = |from: u64, to: u64| (to - from) as f64 / f64::from(CHANGES);
+            done.map(|()| (each(start, inserted), each(inserted, removed)))
+        })
     }
 }
 
-/// Where packets first differ from a rule's source, destination and port.
-#[derive(Clone, Copy)]
-struct Combination([u32; 3]);
-
-impl Combination {
-    const WIDTHS: [u32; 3] = [32, 16, 16];
-
-    /// One of 8,192.
-    fn new(n: u32) -> Self {
-        Self([n % 32, n / 32 % 16, n / 512 % 16])
+/// Nanoseconds a packet, in batches whose keys are at hand.
+fn timed(
+    packets: &Packets,
+    handle: &LocalHandle,
+    mut work: impl FnMut(&Packets, &crossbeam_epoch::Guard),
+) -> f64 {
+    let mut guard = handle.pin();
+    let batches = LOOKUPS / BATCH as u32;
+    let mut spent = 0;
+    let mut from = packets.iter().copied().cycle();
+    let mut batch = Packets::with_capacity(BATCH);
+    for _ in 0..batches {
+        guard.repin();
+        batch.clear();
+        batch.extend(from.by_ref().take(BATCH));
+        let start = now();
+        work(&batch, &guard);
+        spent += now() - start;
     }
-
-    fn mask(self) -> Key {
-        let ones = |at: usize| {
-            let width = Self::WIDTHS[at];
-            (1_u64 << width) - (1_u64 << (width - 1 - self.0[at]))
-        };
-        let mut mask = Key {
-            recirc_id: u32::MAX,
-            in_port: u32::MAX,
-            ip_proto: 0xff,
-            ..Key::ZERO
-        };
-        mask.eth_type = 0xffff.into();
-        mask.ip_src[..4].copy_from_slice(&(ones(0) as u32).to_be_bytes());
-        mask.ip_dst[..2].copy_from_slice(&(ones(1) as u16).to_be_bytes());
-        mask.tp_dst = (ones(2) as u16).into();
-        mask
-    }
-
-    /// A packet of this megaflow on `port`, otherwise at random.
-    fn packet(self, port: u32, random: &mut Random) -> Key {
-        let mut field = |at: usize, rule: u32| {
-            let rest = Self::WIDTHS[at] - 1 - self.0[at];
-            let below = ((1_u64 << rest) - 1) as u32;
-            (rule ^ (1 << rest)) & !below | random.next() & below
-        };
-        let (src, dst, tp) = (field(0, 0x0a01_0203), field(1, 0xc0a8), field(2, 0x1f90));
-        let mut key = Key {
-            in_port: port,
-            ip_proto: 6,
-            ..Key::ZERO
-        };
-        key.eth_type = 0x0800.into();
-        key.ip_src[..4].copy_from_slice(&src.to_be_bytes());
-        key.ip_dst[..2].copy_from_slice(&(dst as u16).to_be_bytes());
-        key.tp_dst = (tp as u16).into();
-        key.tp_src = (random.next() as u16).into();
-        key
-    }
+    // What looking at the clock takes isn't the table's.
+    let clock: u64 = (0..batches)
+        .map(|_| {
+            let start = now();
+            now() - start
+        })
+        .sum();
+    spent.saturating_sub(clock) as f64 / f64::from(batches * BATCH as u32)
 }
 
-/// Numbers that are the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 32) as u32
+fn plot(report: &Report, arguments: &Arguments) -> Result<()> {
+    let ns = || Axis::log("ns of CPU a packet");
+    let mut by_masks = Chart::new(
+        "A lookup against masks (random packets of all flows)",
+        Axis::log("masks"),
+        ns(),
+    );
+    let mut by_flows = Chart::new("A lookup against flows", Axis::log("flows"), ns());
+    for &flows in &arguments.flows {
+        for &masks in arguments.masks.iter().filter(|masks| **masks <= flows) {
+            let of = |subject| report.spread(&metric(flows, masks), subject);
+            let put = |chart: &mut Chart, series: &str, x: u32, subject| {
+                if let Some(spread) = of(subject) {
+                    chart.spread(series, f64::from(x), spread);
+                }
+            };
+            if flows >= 10_000 {
+                put(&mut by_masks, &format!("{flows} flows"), masks, HIT);
+            }
+            if flows == 10_000 {
+                put(&mut by_masks, "10000 flows, linear scan", masks, SCAN);
+            }
+            put(
+                &mut by_flows,
+                &format!("{masks} masks, all flows"),
+                flows,
+                HIT,
+            );
+            if [1, 8192].contains(&masks) {
+                put(
+                    &mut by_flows,
+                    &format!("{masks} masks, one flow"),
+                    flows,
+                    ONE,
+                );
+                put(
+                    &mut by_flows,
+                    &format!("{masks} masks, packets alone"),
+                    flows,
+                    ALONE,
+                );
+            }
+        }
     }
+    by_masks.write("lookup-masks")?;
+    by_flows.write("lookup-flows")?;
+    Ok(())
 }

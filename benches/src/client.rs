@@ -43,6 +43,7 @@ const FLOW_KEY: u16 = 1;
 const FLOW_ACTIONS: u16 = 2;
 const FLOW_MASK: u16 = 7;
 const FLOW_UFID: u16 = 9;
+const FLOW_UFID_FLAGS: u16 = 10;
 const ACTION_OUTPUT: u16 = 1;
 const INTERNAL: u32 = 2;
 const NETDEV: u32 = 1;
@@ -239,6 +240,82 @@ impl Client {
         })
     }
 
+    /// Installs flows 0 to `flows`, as in [`Client::flow_new`]; many are under way at a time.
+    ///
+    /// # Errors
+    /// The errno that came back; answers were lost.
+    pub fn install(&mut self, dp: i32, flows: u32) -> Result<()> {
+        /// As many answers as fit into the socket.
+        const UNDER_WAY: u32 = 64;
+        let (mut sent, mut answered) = (0, 0);
+        let mut waiting = None;
+        while answered < flows {
+            while sent < flows && sent - answered < UNDER_WAY {
+                let bytes = match waiting.take() {
+                    Some(bytes) => bytes,
+                    None => self.flow_new(dp, sent, 1)?.1,
+                };
+                if !self.try_send(&bytes)? {
+                    waiting = Some(bytes);
+                    break;
+                }
+                sent += 1;
+            }
+            let (length, _) = recv(&self.socket, &mut self.room[..], RecvFlags::empty())?;
+            let datagram = &self.room[..length];
+            if datagram.is_empty() || transport::is_overrun(datagram) {
+                bail!("answers were lost after {answered} flows");
+            }
+            if transport::ack_cookie(datagram).is_some() {
+                continue;
+            }
+            for (header, message) in Messages::new(datagram) {
+                if header.kind == control::ERROR && header.pid != transport::BARRIER_PID {
+                    refused(message)?;
+                    answered += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Dumps a datapath's flows: the names of those that were shown. `ufid_flags` are `OVS_UFID_F_*`.
+    ///
+    /// # Errors
+    /// The errno that came back; a flow without a unique id.
+    pub fn dump_flows(&mut self, dp: i32, ufid_flags: u32) -> Result<Vec<u128>> {
+        let (seq, bytes) = self.request(Family::Flow, command::GET, dp, flags::DUMP, |w| {
+            w.u32(FLOW_UFID_FLAGS, ufid_flags);
+            Ok(())
+        })?;
+        send(&self.socket, &bytes, SendFlags::empty())?;
+        let mut shown = Vec::new();
+        loop {
+            let (length, _) = recv(&self.socket, &mut self.room[..], RecvFlags::empty())?;
+            let datagram = &self.room[..length];
+            if datagram.is_empty() {
+                bail!("the daemon is gone");
+            }
+            for (header, message) in Messages::new(datagram) {
+                if header.seq != seq || header.pid == transport::BARRIER_PID {
+                    continue;
+                }
+                match header.kind {
+                    control::DONE => return Ok(shown),
+                    control::ERROR => refused(message)?,
+                    _ => {
+                        let attributes = message.get(ATTRIBUTES..).context("a short message")?;
+                        let ufid = Attrs::new(attributes)
+                            .find(|attribute| attribute.kind == FLOW_UFID)
+                            .and_then(|ufid| ufid.payload.first_chunk())
+                            .context("a flow without a name")?;
+                        shown.push(u128::from_ne_bytes(*ufid));
+                    }
+                }
+            }
+        }
+    }
+
     /// An EXECUTE of a packet that came up, output to `port`.
     ///
     /// # Errors
@@ -263,6 +340,16 @@ impl Client {
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What a NLMSG_ERROR says, unless it acknowledges.
+fn refused(message: &[u8]) -> Result<()> {
+    let error = message.get(16..20).and_then(|b| b.first_chunk());
+    match error.map(|b| i32::from_ne_bytes(*b)) {
+        Some(0) => Ok(()),
+        Some(error) => bail!("errno {}", -error),
+        None => bail!("a short NLMSG_ERROR"),
     }
 }
 

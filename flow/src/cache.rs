@@ -40,6 +40,8 @@ pub struct MaskCache {
     entries: Box<[Entry]>,
     /// Hits since the last that told its subtable of its use.
     tick: u32,
+    /// All packets of the last group belonged to one flow: perhaps those of the next do too.
+    pub(crate) alike: bool,
 }
 
 impl MaskCache {

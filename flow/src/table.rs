@@ -316,18 +316,66 @@ impl FlowTable {
         let contents = self.contents(guard);
         cache.fit(self.masks_cache_size.load(Relaxed));
         let packets = packets.get(..LANES).unwrap_or(packets);
-        let mut keys = [const { &Key::ZERO }; LANES];
-        for (key, packet) in keys.iter_mut().zip(packets) {
-            *key = of(packet).0;
-        }
-        let keys = keys.get(..packets.len()).unwrap_or_default();
-        let in_tree = contents.search_tree(&self.seed, keys, &mut counters.mask_hit);
         let mut found = [None; LANES];
-        for ((found, in_tree), packet) in found.iter_mut().zip(in_tree).zip(packets) {
-            let (key, hash) = of(packet);
-            *found = self.settle(contents, in_tree, key, hash, cache, counters);
+        let alike = if cache.alike {
+            self.lookup_alike(contents, packets, &of, cache, counters, &mut found)
+        } else {
+            0
+        };
+        let packets_left = packets.get(alike..).unwrap_or_default();
+        if !packets_left.is_empty() {
+            let mut keys = [const { &Key::ZERO }; LANES];
+            for (key, packet) in keys.iter_mut().zip(packets_left) {
+                *key = of(packet).0;
+            }
+            let keys = keys.get(..packets_left.len()).unwrap_or_default();
+            let in_tree = contents.search_tree(&self.seed, keys, &mut counters.mask_hit);
+            let found = found.iter_mut().skip(alike);
+            for ((found, in_tree), packet) in found.zip(in_tree).zip(packets_left) {
+                let (key, hash) = of(packet);
+                *found = self.settle(contents, in_tree, key, hash, cache, counters);
+            }
         }
+        let all = found.get(..packets.len()).unwrap_or_default();
+        cache.alike = all.windows(2).all(|two| match *two {
+            [Some(one), Some(other)] => std::ptr::eq(one, other),
+            _ => false,
+        });
         found
+    }
+
+    /// The first packets, as many as belong to one flow; for traffic of which that can be expected: each
+    /// that does is found by a comparison.
+    #[inline]
+    fn lookup_alike<'g, P>(
+        &'g self,
+        contents: &'g Contents,
+        packets: &[P],
+        of: impl Fn(&P) -> (&Key, u32),
+        cache: &mut MaskCache,
+        counters: &mut LookupCounters,
+        found: &mut [Option<&'g Flow>; LANES],
+    ) -> usize {
+        let Some(first) = packets.first() else {
+            return 0;
+        };
+        let (key, mut looked_at) = (of(first).0, 0);
+        let forest = contents.forest.load();
+        let Some(hit) = forest.find(&contents.slots, &self.seed, key, &mut looked_at) else {
+            return 0;
+        };
+        let mut alike = 0;
+        for (found, packet) in found.iter_mut().zip(packets) {
+            let (key, hash) = of(packet);
+            if !hit.1.matches(key) {
+                break;
+            }
+            // Of each but the first the flow's own mask is the only one that is looked at.
+            counters.mask_hit += std::mem::replace(&mut looked_at, 1);
+            *found = self.settle(contents, Some(hit), key, hash, cache, counters);
+            alike += 1;
+        }
+        alike
     }
 
     /// What there is to do when the tree was searched.

@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         14 => id().prop_map(Op::Remove),
         4 => (id(), 0..9u32).prop_map(|(id, to)| Op::Replace(id, to)),
         30 => (key.clone(), 0..40u32).prop_map(|(key, hash)| Op::Lookup { key, hash }),
-        10 => (key.clone(), 0..99u32, 0..=LANES)
+        10 => (key.clone(), prop_oneof![0..3u32, 0..99u32], 0..=LANES)
             .prop_map(|(key, step, many)| Op::LookupBatch { key, step, many }),
         5 => key.prop_map(Op::Overlap),
         10 => (0..20usize).prop_map(Op::Dump),

@@ -15,6 +15,7 @@ use flow::extract::{self, Metadata};
 use flow::hash;
 use flow::key::Key;
 use flow::table::{FlowTable, LANES, Reclaimer};
+use vport::ring::{Notify, Ring};
 
 #[path = "../../../flow/examples/common/mod.rs"]
 mod common;
@@ -50,7 +51,41 @@ fn main() -> Result<()> {
     let guard = Guard;
     parse(&guard);
     lookup(&guard)?;
-    forward::forward(&guard)
+    forward::forward(&guard)?;
+    rings(&guard);
+    Ok(())
+}
+
+/// Nobody to wake.
+struct Quiet;
+
+impl Notify for Quiet {
+    fn work(&self) {}
+    fn resume(&self) {}
+}
+
+/// A frame into a ring and out again.
+fn rings(guard: &Guard) {
+    for (batch, backpressure) in [(1, true), (32, true), (32, false)] {
+        let ring = Ring::new(PACKETS, backpressure, Quiet);
+        let mut frames: Vec<_> = (0..batch).map(|_| frames::tcp4()).collect();
+        let mut back = Vec::with_capacity(batch);
+        let kind = if backpressure {
+            "back-pressure"
+        } else {
+            "no back-pressure"
+        };
+        guard.case(&format!("ring, {batch} at a time, {kind}"), PACKETS, || {
+            for _ in 0..PACKETS / batch {
+                ring.push(frames.drain(..), |_refused| ());
+                ring.pop(batch, |frame| {
+                    back.push(frame);
+                    true
+                });
+                std::mem::swap(&mut frames, &mut back);
+            }
+        });
+    }
 }
 
 fn parse(guard: &Guard) {

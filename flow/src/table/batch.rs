@@ -28,8 +28,7 @@ impl Contents {
         let forest = self.forest.load();
         // Before the tree is searched; see `tree`.
         let in_two_trees = forest.is_taking_over();
-        let mut leaves = [Leaf::None; LANES];
-        forest.leaves(keys, &mut leaves);
+        let leaves = forest.leaves(keys);
         let leaves = leaves.get(..keys.len()).unwrap_or(&leaves);
 
         // Of masks with many flows: their parts, the hash and its bucket, the slot in that.

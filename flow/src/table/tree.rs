@@ -15,7 +15,6 @@
 //! little by little: a member is published there before it leaves the first. Readers take `previous`
 //! *before* they search the tree: if it is gone already, all that it held is in the tree that they see.
 
-use std::array::from_fn;
 use std::sync::Arc;
 
 use super::LANES;
@@ -247,27 +246,41 @@ impl Forest {
     /// Where the ways of several keys through the tree end. Of the previous tree see
     /// [`Forest::is_taking_over`], which is to be asked before.
     #[inline]
-    pub(super) fn leaves<'a>(&'a self, keys: &[&Key], leaves: &mut [Leaf<'a>; LANES]) {
-        let mut at = [self.tree.0.load(); LANES];
-        let mut under_way: [u8; LANES] = from_fn(|lane| lane as u8);
+    pub(super) fn leaves<'a>(&'a self, keys: &[&Key]) -> [Leaf<'a>; LANES] {
+        let mut leaves = [Leaf::None; LANES];
+        let root = match self.tree.0.load() {
+            Either::To(root) => root,
+            number => return [Leaf::from(number); LANES],
+        };
+        let mut ways = [(root, chunks(&Key::ZERO), 0); LANES];
+        for ((lane, key), way) in keys.iter().enumerate().zip(&mut ways) {
+            *way = (root, chunks(key), lane);
+        }
+        // Those that aren't at their end yet are the first ones.
         let mut count = keys.len().min(LANES);
         while count != 0 {
-            let mut left = 0;
-            for nth in 0..count {
-                let lane = usize::from(under_way[nth]);
-                if let Either::To(Node::Test(test, sides)) = at[lane] {
-                    let next = sides[usize::from(test.passes(chunks(keys[lane])))].0.load();
-                    at[lane] = next;
-                    if let Either::To(node) = next {
+            let mut nth = 0;
+            while nth < count {
+                let (at, chunks, lane) = &mut ways[nth];
+                let next = match at {
+                    Node::Test(test, sides) => sides[usize::from(test.passes(chunks))].0.load(),
+                    _ => Either::To(*at),
+                };
+                match next {
+                    Either::To(node) if !std::ptr::eq(node, *at) => {
                         prefetch(node);
-                        under_way[left] = lane as u8;
-                        left += 1;
+                        *at = node;
+                        nth += 1;
+                    }
+                    end => {
+                        leaves[*lane] = Leaf::from(end);
+                        count -= 1;
+                        ways[nth] = ways[count];
                     }
                 }
             }
-            count = left;
         }
-        *leaves = at.map(Leaf::from);
+        leaves
     }
 
     /// Is there a previous tree?
