@@ -69,7 +69,8 @@ impl Tracker {
             if zone.is_some_and(|zone| self.limits.count(zone) == 0) {
                 break;
             }
-            let those = self.table.select(shard, now, |original| {
+            // As of the beginning of time: those that have expired and not gone yet go, too.
+            let those = self.table.select(shard, 0, |original| {
                 zone.is_none_or(|zone| original.zone == zone)
             });
             for connection in those {

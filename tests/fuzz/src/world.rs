@@ -12,7 +12,7 @@ use datapath::{devices, executor};
 use frame::Frame;
 use netlink::attr::Writer;
 use netlink::message::{self, flags};
-use netlink::{Errno, Family, Hub, Loopback};
+use netlink::{Errno, Family, Hub, Loopback, Protocol};
 use vport::DriverChoice;
 
 use crate::device::{Devices, Source};
@@ -80,6 +80,15 @@ impl World {
     /// Sends a datagram; gives the datagrams that come back.
     pub fn exchange(&self, datagram: &[u8]) -> Vec<Vec<u8>> {
         self.client.exchange(&self.server, datagram)
+    }
+
+    /// The same to another protocol's service.
+    pub fn exchange_as(&self, protocol: Protocol, datagram: &[u8]) -> Vec<Vec<u8>> {
+        let client = Loopback {
+            protocol,
+            ..self.client.clone()
+        };
+        client.exchange(&self.server, datagram)
     }
 
     /// A well-made request. Gives the messages that came back, or the error.
