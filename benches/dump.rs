@@ -70,5 +70,5 @@ fn main() -> Result<()> {
         }
         lab.stop_daemon().context("the daemon")?;
     }
-    report.finish(OURS)
+    report.finish_table()
 }

@@ -106,7 +106,7 @@ fn main() -> Result<()> {
     if arguments.plot {
         plot(&report, &arguments)?;
     }
-    report.finish(HIT)
+    report.finish_table()
 }
 
 /// A filled table and packets for it, each with its hash.

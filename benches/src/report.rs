@@ -168,18 +168,33 @@ impl Report {
         })
     }
 
-    /// Prints the tables and writes `BENCH.json` and `BENCH.md` to `target/bench`. `ours` is the
-    /// subject that is compared with the others.
+    /// Prints the table and writes `BENCH.json` and `BENCH.md` to `target/bench`; for subjects that
+    /// aren't to be compared with each other.
+    ///
+    /// # Errors
+    /// The files can't be written.
+    pub fn finish_table(&self) -> Result<()> {
+        self.write(None)
+    }
+
+    /// As [`Report::finish_table`], with a table of ratios: `ours` is the subject that is compared with
+    /// the others.
     ///
     /// # Errors
     /// The files can't be written.
     pub fn finish(&self, ours: &str) -> Result<()> {
-        let text = format!(
-            "{}\n\nMedian of the rounds (least to greatest):\n\n{}\n{ours} in proportion to each:\n\n{}",
+        self.write(Some(ours))
+    }
+
+    fn write(&self, ours: Option<&str>) -> Result<()> {
+        let mut text = format!(
+            "{}\n\nMedian of the rounds (least to greatest):\n\n{}",
             machine::line(&self.machine),
-            self.table(),
-            self.ratios(ours)
+            self.table()
         );
+        if let Some(ours) = ours {
+            text += &format!("\n{ours} in proportion to each:\n\n{}", self.ratios(ours));
+        }
         println!("\n## {}\n\n{text}", self.name);
         let mut metrics = Map::new();
         for metric in &self.metrics {
@@ -189,7 +204,8 @@ impl Report {
                 if let Some(spread) = self.spread(&metric.name, subject) {
                     of["median"] = json!(spread.median);
                 }
-                if let Some(r) = self.ratio(&metric.name, ours, subject)
+                if let Some(ours) = ours
+                    && let Some(r) = self.ratio(&metric.name, ours, subject)
                     && subject != ours
                 {
                     of["ours in proportion"] =

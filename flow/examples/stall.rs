@@ -1,8 +1,8 @@
-//! How long a reader is held up by a writer: the longest single lookups, in microseconds of the reader's
-//! own CPU time, while nobody writes and while one writer changes the table as fast as it can, with a
+//! How long a reader is held up by a writer: the longest lookups of a group of packets, in microseconds of
+//! the reader's own CPU time, while nobody writes and while one writer changes the table as fast as it can, with a
 //! reaper behind it. `cargo run --release -p flow --example stall`
 //!
-//! Each lookup is timed, so a figure has the cost of looking at the clock in it, and whatever interrupts
+//! Each group of sixteen is timed, so a figure has the cost of looking at the clock in it, and whatever interrupts
 //! the machine serves in the reader's time. So each kind of writer has its turns at the reader's table
 //! (`here`) and at one that is nobody's (`elsewhere`), with a reaper each: what the first has more is the
 //! readers' share. Figures over all turns.
@@ -16,11 +16,12 @@ use std::time::Duration;
 use common::{MASKS, Random, cpu, filled, new_flow, output, packets};
 use flow::cache::{LookupCounters, MaskCache};
 use flow::flow::Ufid;
-use flow::table::{FlowTable, InsertError, Reclaimer};
+use flow::table::{FlowTable, InsertError, LANES, Reclaimer};
 
 mod common;
 
-const LOOKUPS: usize = 500_000;
+/// Groups of packets that are looked up in a turn.
+const GROUPS: usize = 100_000;
 const TURNS: usize = 8;
 
 /// What the writer does meanwhile.
@@ -69,7 +70,7 @@ fn write(table: &FlowTable, reclaimer: &Arc<Reclaimer>, kind: Writer, stop: &Ato
     }
 }
 
-/// The times of [`LOOKUPS`] lookups, beside a writer of this table or of another.
+/// The times of [`GROUPS`] groups, beside a writer of this table or of another.
 fn turn(kind: Writer, here: bool, times: &mut Vec<u64>) -> Result<(), Box<dyn std::error::Error>> {
     let reclaimer = Arc::new(Reclaimer::new());
     let handle = reclaimer.register();
@@ -96,18 +97,24 @@ fn turn(kind: Writer, here: bool, times: &mut Vec<u64>) -> Result<(), Box<dyn st
         });
         let (mut cache, mut counters) = (MaskCache::new(), LookupCounters::default());
         let mut guard = handle.pin();
-        for (n, (key, hash)) in hits.iter().cycle().take(LOOKUPS).enumerate() {
+        let groups = hits.as_slice().chunks_exact(LANES).cycle().take(GROUPS);
+        for (n, group) in groups.enumerate() {
             let start = cpu();
-            if n % 32 == 0 {
+            if n % 2 == 0 {
                 guard.repin();
             }
             // Now and then as a worker with nothing to do.
-            if n % 4096 == 0 {
+            if n % 256 == 0 {
                 drop(guard);
                 guard = handle.pin();
             }
-            let found = table.lookup(black_box(key), *hash, &guard, &mut cache, &mut counters);
-            black_box(found);
+            black_box(table.lookup_batch(
+                black_box(group),
+                |packet| (&packet.0, packet.1),
+                &guard,
+                &mut cache,
+                &mut counters,
+            ));
             times.push(cpu() - start);
         }
         stop.store(true, Relaxed);
@@ -121,7 +128,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "us of CPU", "p50", "p99.9", "p99.99", "p99.9999", "longest", "over 50 us"
     );
     for kind in [Writer::None, Writer::Masks, Writer::Flows, Writer::Flush] {
-        let mut times = [(); 2].map(|()| vec![1; LOOKUPS * TURNS]);
+        let mut times = [(); 2].map(|()| vec![1; GROUPS * TURNS]);
         times.iter_mut().for_each(Vec::clear);
         for _ in 0..TURNS {
             for (times, here) in times.iter_mut().zip([true, false]) {
