@@ -153,6 +153,32 @@ fn busy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN))
 }
 
+/// Answers a frame of each of so many flows once, from the other end, on [`cpu::SENDER`].
+///
+/// # Errors
+/// Those of the system calls.
+pub fn answer(from: &Endpoint, flows: u32) -> Result<()> {
+    from.namespace().inside(|| {
+        cpu::pin_thread(cpu::SENDER)?;
+        let wire = open()?;
+        for flow in 0..flows {
+            let mut frame = frame(SHORTEST, flow);
+            for (one, other, length) in [(0, 6, 6), (26, 30, 4), (SOURCE_PORT, SOURCE_PORT + 2, 2)]
+            {
+                for at in 0..length {
+                    frame.swap(one + at, other + at);
+                }
+            }
+            while let Err(error) = wire.send(&[&frame]) {
+                if !busy(&error) {
+                    return Err(error).context("sending");
+                }
+            }
+        }
+        Ok(())
+    })?
+}
+
 /// Sends `count` frames at `rate` a second, each with its time and number, on [`cpu::SENDER`]; frame n is
 /// of the flow `flow_of(n)`. The thread spins between them, so that it isn't late. Gives how many went.
 ///

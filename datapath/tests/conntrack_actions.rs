@@ -208,3 +208,71 @@ fn a_packet_that_went_through_user_space_finds_its_connection_again() {
     let packet = run(&tracker, &udp(ENDS, b""), &ct(1), SECOND).unwrap();
     assert_eq!(packet.key.ct_mark, 7);
 }
+
+fn gre(ends: Ends, header: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(ends.src, ends.dst, 64);
+    let mut bytes = Vec::new();
+    builder
+        .write(&mut bytes, etherparse::IpNumber::GRE, header)
+        .unwrap();
+    bytes
+}
+
+/// GRE by address; calls of its version 1 apart, each way by itself, as no helper knows which call answers
+/// which.
+#[test]
+fn gre_is_told_apart_by_address_and_calls() {
+    let tracker = tracker(100);
+    let see = |ends: Ends, header: &[u8], what: &Conntrack| {
+        let packet = run(&tracker, &gre(ends, header), what, SECOND).unwrap();
+        bits(&packet)
+    };
+    let plain = [0, 0, 8, 0, 1, 2, 3, 4];
+    let keyed = [0x20, 0, 8, 0, 0, 0, 0, 7];
+    assert_eq!(see(ENDS, &plain, &commit(1)), "new trk");
+    // A key is none of a connection's.
+    assert_eq!(see(ENDS.back(), &keyed, &ct(1)), "est rpl trk");
+    assert_eq!(tracker.table.len(), 1);
+    let call = |id: u8| [0x30, 1, 0x88, 0x0b, 0, 0, 0, id, 0, 0, 0, 1];
+    assert_eq!(see(ENDS, &call(1), &commit(1)), "new trk");
+    assert_eq!(see(ENDS, &call(2), &commit(1)), "new trk");
+    assert_eq!(see(ENDS.back(), &call(1), &commit(1)), "new trk");
+    assert_eq!(tracker.table.len(), 4);
+    // Version 1 carries PPP and nothing else.
+    let mut other = call(1);
+    other[2] = 8;
+    assert_eq!(see(ENDS, &other, &ct(1)), "inv trk");
+}
+
+/// An ICMP error is related to its connection in the direction of what it is about, the other way round.
+#[test]
+fn an_error_goes_the_way_of_answers_or_of_questions() {
+    let tracker = tracker(100);
+    let error = |about: &[u8], from: [u8; 4], to: [u8; 4]| {
+        let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
+        message.extend_from_slice(&about[14..]);
+        let sum = frame::checksum::checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(from, to, 64);
+        let mut bytes = Vec::new();
+        builder
+            .write(&mut bytes, etherparse::IpNumber::ICMP, &message)
+            .unwrap();
+        bytes
+    };
+    let (there, back) = (udp(ENDS, b"x"), udp(ENDS.back(), b"y"));
+    run(&tracker, &there, &commit(1), SECOND).unwrap();
+    run(&tracker, &back, &ct(1), SECOND).unwrap();
+    let router = [192, 0, 2, 1];
+    for (about, to, expected) in [
+        (&there, ENDS.src, "rel rpl trk"),
+        (&back, ENDS.dst, "rel trk"),
+        // To somebody who hasn't sent the packet.
+        (&there, ENDS.dst, "inv trk"),
+    ] {
+        let bytes = error(about, router, to);
+        let packet = run(&tracker, &bytes, &ct(1), SECOND).unwrap();
+        assert_eq!(bits(&packet), expected);
+        assert_eq!(tracker.table.len(), 1, "an error is no connection");
+    }
+}

@@ -6,6 +6,8 @@ mod conntrack_common;
 
 use conntrack_common::*;
 use datapath::conntrack::Tracker;
+use datapath::conntrack::connection::Protocol;
+use datapath::conntrack::tcp::State;
 use datapath::packet::Packet;
 use etherparse::PacketHeaders;
 use flow::action::Conntrack;
@@ -134,6 +136,63 @@ fn behind_a_translated_source_the_server_is_told_an_address_that_it_can_reach() 
     let packet = run(&tracker, &answer, &ct_nat(4), SECOND).unwrap();
     let (ends, ..) = segment(&packet);
     assert_eq!((ends.src, ends.src_port), (seen.src, 1234));
+}
+
+/// The windows are kept in each end's own numbers: with 26 bytes more on the server's side of the helper its
+/// acknowledgements are ahead of what the client sent, and the client's reset is where it should be.
+#[test]
+fn windows_know_of_shifted_numbers() {
+    let status = |tracker: &Tracker| {
+        let mut found = None;
+        tracker.for_each(SECOND, |connection| {
+            if let Protocol::Tcp(tcp) = &connection.lock().protocol {
+                found = Some(tcp.state);
+            }
+            true
+        });
+        found
+    };
+    for announcements in [0, 1, 5] {
+        let tracker = tracker(100);
+        let nat = commit_nat(4, true, ([198, 51, 100, 200], [198, 51, 100, 200]), None);
+        let seen = set_up(&tracker, &with_helper(nat, "ftp"));
+        let (mut client, mut shifted, mut server) = (101, 101, 501);
+        for number in 0..announcements {
+            let told = format!("PORT 10,0,0,1,4,{}\r\n", 100 + number);
+            let port = tcp(CONTROL, ACK, client, server, told.as_bytes());
+            let packet = run(&tracker, &port, &ct_nat(4), SECOND).unwrap();
+            let (_, seq, _, payload) = segment(&packet);
+            assert_eq!(seq, shifted);
+            assert!(payload.len() > told.len(), "{payload:?}");
+            client += told.len() as u32;
+            shifted += payload.len() as u32;
+            let answer = tcp(seen.back(), ACK, server, shifted, b"200 ok\r\n");
+            let packet = run(&tracker, &answer, &ct_nat(4), SECOND).unwrap();
+            assert_eq!(segment(&packet).2, client);
+            server += 8;
+            let ack = tcp(CONTROL, ACK, client, server, b"");
+            let packet = run(&tracker, &ack, &ct_nat(4), SECOND).unwrap();
+            assert_eq!(segment(&packet).1, shifted);
+        }
+        // An old one: what the server has acknowledged already. It would pass if windows were kept in
+        // the server's numbers of another direction.
+        let old = tcp(CONTROL, RST, client - 10, 0, b"");
+        let packet = run(&tracker, &old, &ct_nat(4), SECOND).unwrap();
+        if announcements > 0 {
+            assert_eq!(bits(&packet), "inv trk", "{announcements}");
+        }
+        assert_eq!(status(&tracker), Some(State::Established));
+        // The one that is due.
+        let reset = tcp(CONTROL, RST, client, 0, b"");
+        let packet = run(&tracker, &reset, &ct_nat(4), SECOND).unwrap();
+        assert!(
+            bits(&packet).starts_with("est"),
+            "{announcements}: {}",
+            bits(&packet)
+        );
+        assert_eq!(segment(&packet).1, shifted);
+        assert_eq!(status(&tracker), Some(State::Close), "{announcements}");
+    }
 }
 
 #[test]

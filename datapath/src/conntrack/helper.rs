@@ -99,6 +99,12 @@ impl HelperState {
         shift.map_or((0, 0, 0), |shift| (shift.at, shift.before, shift.after))
     }
 
+    /// By how much the numbers are shifted that a segment of that direction acknowledges.
+    pub fn shift_acknowledged(&self, direction: Direction, ack: u32) -> i32 {
+        let shift = self.shifts.get(direction.other().index());
+        shift.map_or(0, |shift| shift.of_acknowledged(ack))
+    }
+
     /// At a connection's beginning.
     pub fn new(helper: Helper) -> Self {
         Self {

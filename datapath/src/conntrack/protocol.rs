@@ -102,9 +102,16 @@ pub fn handle(
     let timeouts = own.as_deref().unwrap_or(defaults);
     let (timeout, sure) = match &mut state.protocol {
         Protocol::Tcp(tcp) => {
-            let Some(segment) = Segment::parse(l4) else {
+            let Some(mut segment) = Segment::parse(l4) else {
                 return Verdict::Invalid;
             };
+            // Windows are kept in the numbers that each end itself sends: its segments are seen before
+            // they are shifted, and what acknowledges them after.
+            if connection.is(status::SEQ_ADJUST)
+                && let Some(helper) = &state.helper
+            {
+                segment = segment.unshifted(helper.shift_acknowledged(direction, segment.ack));
+            }
             match tcp.handle(direction, &segment, seen_reply, assured, timeouts) {
                 tcp::Verdict::Accept { timeout, assured } => (timeout, assured),
                 tcp::Verdict::Invalid => return Verdict::Invalid,

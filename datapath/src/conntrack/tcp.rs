@@ -170,6 +170,8 @@ pub struct Segment<'a> {
     pub payload: u32,
     /// The options' bytes.
     pub options: &'a [u8],
+    /// What selective acknowledgements are too high by.
+    shifted: u32,
 }
 
 impl<'a> Segment<'a> {
@@ -195,7 +197,18 @@ impl<'a> Segment<'a> {
             window: u16::from_be_bytes([header[14], header[15]]),
             payload: u32::try_from(tcp.len() - length).ok()?,
             options: tcp.get(20..length)?,
+            shifted: 0,
         })
+    }
+
+    /// The same, its acknowledgements as who is acknowledged sent the numbers: a helper has shifted them by
+    /// so much on their way to the sender of this segment.
+    pub fn unshifted(mut self, by: i32) -> Self {
+        self.shifted = by as u32;
+        if self.has(flag::ACK) {
+            self.ack = self.ack.wrapping_sub(self.shifted);
+        }
+        self
     }
 
     fn has(&self, flag: u8) -> bool {
@@ -217,7 +230,7 @@ impl<'a> Segment<'a> {
             }
             for block in value.chunks_exact(8) {
                 if let Some(&[_, _, _, _, a, b, c, d]) = block.first_chunk() {
-                    let right = u32::from_be_bytes([a, b, c, d]);
+                    let right = u32::from_be_bytes([a, b, c, d]).wrapping_sub(self.shifted);
                     if after(right, highest) {
                         highest = right;
                     }

@@ -115,6 +115,7 @@ impl Headers {
                     u16::from_be_bytes([kind, code]),
                 )
             }
+            proto::GRE => (0, gre_key(bytes.get(self.transport..)?)?),
             _ => (0, 0),
         };
         Some(Tuple {
@@ -174,6 +175,22 @@ impl Headers {
         };
         pseudo.is_some_and(|pseudo| fold(add(pseudo, sum(l4))) == 0xffff)
     }
+}
+
+/// What is known of a GRE packet besides its addresses: nothing, but the call that an enhanced header
+/// (version 1, RFC 2637) belongs to. As no helper says which call answers which, each way is a connection
+/// of its own. None: version 1, and no PPP in it.
+fn gre_key(gre: &[u8]) -> Option<u16> {
+    /// PPP, the only protocol that version 1 carries.
+    const PPP: [u8; 2] = [0x88, 0x0b];
+    let Some(&[_, flags, p0, p1]) = gre.first_chunk() else {
+        return Some(0);
+    };
+    if flags & 7 != 1 {
+        return Some(0);
+    }
+    let call = array::<2>(gre, 6).filter(|_| [p0, p1] == PPP)?;
+    Some(u16::from_be_bytes(*call))
 }
 
 /// Cuts off what is behind the IP packet (padding), as its header says. A length that says nothing
