@@ -167,6 +167,7 @@ impl Table {
         let (hash, reply_hash) = (original.hash(self.key), reply.hash(self.key));
         let (home, other) = (shard_of(hash), shard_of(reply_hash));
         self.take_place(home, now, &mut removed)?;
+        let crowded = self.count.load(Ordering::Relaxed) >= self.most - self.most / 8;
         // Each turn takes one out that has expired.
         for _ in 0..TURNS {
             let rival = {
@@ -199,7 +200,7 @@ impl Table {
                         },
                         rehash,
                     );
-                    home_shard.settle(connection, now);
+                    home_shard.settle(connection, now, crowded);
                     if reply != original {
                         let entries = match reply_shard {
                             Some(shard) => &mut shard.entries,
@@ -389,9 +390,12 @@ fn shard_of(hash: u64) -> usize {
 }
 
 impl Shard {
-    /// Gives a connection a place.
-    fn settle(&mut self, connection: &Arc<Connection>, now: u64) {
-        self.tidy(2);
+    /// Gives a connection a place. While there is room nobody looks for candidates: they are elsewhere in
+    /// memory, and cost as much as the rest.
+    fn settle(&mut self, connection: &Arc<Connection>, now: u64, crowded: bool) {
+        if crowded {
+            self.tidy(2);
+        }
         let number = self.free.pop().unwrap_or(self.places.len() as u32);
         if self.places.len() <= number as usize {
             self.places.push(Place::default());
