@@ -102,6 +102,7 @@ mod tests {
             window: 1,
             payload: 0,
             options: &[3, 3, 7, 4, 2],
+            shifted: 0,
         };
         let mut tcp = Tcp::new(&syn).unwrap();
         let (original, reply) = (Direction::Original, Direction::Reply);

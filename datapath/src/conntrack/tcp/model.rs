@@ -81,6 +81,7 @@ fn segment(flags: u8, seq: u32, ack: u32, payload: u32) -> Segment<'static> {
         window: 1000,
         payload,
         options: &[],
+        shifted: 0,
     }
 }
 
