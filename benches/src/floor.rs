@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use ::tests::Namespace;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::gettid;
 
@@ -135,6 +135,16 @@ impl Way {
         })
     }
 
+    /// That its ring still receives.
+    fn check(&mut self) -> Result<()> {
+        if let Source::FrameRing(ring) = &mut self.from
+            && ring.is_lost().context("the floor's ring")?
+        {
+            bail!("the floor's ring is lost to a packet that has no virtio-net header");
+        }
+        Ok(())
+    }
+
     /// Forwards what there is, a batch or block of it. False: there was nothing.
     fn forward(&mut self) -> io::Result<bool> {
         match &mut self.from {
@@ -192,6 +202,12 @@ fn forward(ways: &mut [Way; 2]) -> Result<()> {
             tv_nsec: 50_000_000,
         };
         match poll(&mut fds, Some(&limit)) {
+            // Quiet for 50 ms: is it that nothing comes, or that nothing can?
+            Ok(0) => {
+                for way in ways {
+                    way.check()?;
+                }
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("poll"),
         }
