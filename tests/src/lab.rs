@@ -3,6 +3,7 @@
 //! A test begins with [`test`] or [`test_ovs_dpd`]; at its end the log of ovs-vswitchd is
 //! checked, ovs-dpd is ended in order, and nothing may be left in the host namespace.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,6 +118,8 @@ pub struct Lab {
     switch: Switch,
     next: AtomicU16,
     expected: Mutex<Vec<Expected>>,
+    /// What ovs-vswitchd.log got while ovs-vswitchd ended in order, in bytes.
+    exits: Mutex<Vec<Range<usize>>>,
     directory: Directory,
 }
 
@@ -180,6 +183,7 @@ impl Lab {
             switch,
             next: AtomicU16::new(1),
             expected: Mutex::new(Vec::new()),
+            exits: Mutex::new(Vec::new()),
             directory,
         };
         if switch == Switch::OvsDpd {
@@ -302,10 +306,12 @@ impl Lab {
         let Some(mut vswitchd) = lock(&self.vswitchd).take() else {
             return Ok(());
         };
+        let begin = self.log().len();
         self.ovs
             .try_appctl(&self.host, "exit", process::LIMIT)?
             .ok()?;
         vswitchd.wait(wait::SOON)?;
+        lock(&self.exits).push(begin..self.log().len());
         Ok(())
     }
 
@@ -596,7 +602,20 @@ impl Lab {
         } else {
             &[]
         };
-        log::complaints(&self.log(), &[log::ALWAYS, peer, &own])
+        let text = self.log();
+        let part = |range: Range<usize>| text.get(range).unwrap_or_default();
+        let (mut at, mut found) = (0, Vec::new());
+        for exit in lock(&self.exits).iter() {
+            let running = part(at..exit.start);
+            found.extend(log::complaints(running, &[log::ALWAYS, peer, &own]));
+            let ending = part(exit.clone());
+            let expected = [log::ALWAYS, log::AT_EXIT, peer, &own];
+            found.extend(log::complaints(ending, &expected));
+            at = exit.end;
+        }
+        let running = part(at..text.len());
+        found.extend(log::complaints(running, &[log::ALWAYS, peer, &own]));
+        found
     }
 
     /// Ends everything in order, and checks: the log has no complaint, ovs-dpd ends as it

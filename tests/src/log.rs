@@ -28,15 +28,13 @@ pub const ALWAYS: &[Expected] = &[
         text: "ms waiting for",
         reason: "a busy machine delays a thread: no statement about the datapath",
     },
-    Expected {
-        text: "log messages in last",
-        reason: "the messages before it count; refused probes are silent but use up the rate limit",
-    },
-    Expected {
-        text: "left allocated when ofproto",
-        reason: "on exit a bridge goes before the cached flows that hold its recirculation ids",
-    },
 ];
+
+/// Lines that come while ovs-vswitchd ends as it is told to, and then only.
+pub const AT_EXIT: &[Expected] = &[Expected {
+    text: "|ofproto_dpif_rid|ERR|recirc_id ",
+    reason: "a bridge goes before the cached flows that hold its recirculation ids",
+}];
 
 /// Lines of the peer in user space (`datapath_type=netdev`).
 pub const NETDEV: &[Expected] = &[

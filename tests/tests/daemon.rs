@@ -254,7 +254,9 @@ fn without_descriptors_the_daemon_rests_and_answers_again_when_there_are_some() 
         })?;
         prlimit(Some(daemon), Resource::Nofile, limit(before.current))?;
         ensure!(spent < Duration::from_millis(200), "{spent:?} in 2 s");
-        let lines = output.lines().filter(|line| line.contains("status: "));
+        let lines = output
+            .lines()
+            .filter(|line| line.contains("status and metrics: "));
         let lines = lines.count();
         ensure!((1..20).contains(&lines), "{lines} lines about it");
         drop(waiting);
