@@ -14,7 +14,7 @@ pub fn purge(path: &Path) -> Result<()> {
         println!("nothing to remove: there is no {}", path.display());
         return Ok(());
     }
-    let dead = run_dir.pid_file().exists() || run_dir.status_socket().exists();
+    let dead = run_dir.files().iter().any(|file| file.exists());
     // Whoever holds the directory is the only one there; it goes with `server`.
     let server = match Server::bind(Config::new(path)) {
         Ok(server) => server,
@@ -31,11 +31,7 @@ pub fn purge(path: &Path) -> Result<()> {
         println!("removed {what}");
         removed += 1;
     }
-    for file in [
-        run_dir.status_socket(),
-        run_dir.capture_socket(),
-        run_dir.pid_file(),
-    ] {
+    for file in run_dir.files() {
         if remove(&file)? {
             println!("removed {}", file.display());
             removed += 1;

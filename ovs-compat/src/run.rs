@@ -222,13 +222,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
             warn!("the {name} thread had ended by a panic");
         }
     }
-    remove_file(&run_dir.status_socket());
-    remove_file(&run_dir.control_socket());
-    remove_file(&run_dir.capture_socket());
     if let Some(MetricsAddress::Unix(path)) = &arguments.metrics_listen {
         remove_file(path);
     }
-    remove_file(&run_dir.pid_file());
+    for file in run_dir.files() {
+        remove_file(&file);
+    }
     Ok(())
 }
 

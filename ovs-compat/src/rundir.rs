@@ -41,6 +41,16 @@ impl RunDir {
         self.path.join("capture.sock")
     }
 
+    /// All of these: what goes with the daemon, whether it ends or was killed.
+    pub fn files(&self) -> [PathBuf; 4] {
+        [
+            self.status_socket(),
+            self.control_socket(),
+            self.capture_socket(),
+            self.pid_file(),
+        ]
+    }
+
     /// Marks what a daemon of this directory leaves in the kernel when it is killed. The same for the next
     /// one, by whichever path and of whichever version, so that it finds it; another for another directory.
     pub fn prefix(&self) -> String {
