@@ -8,7 +8,7 @@
 //! # What is handed over
 //! - RTM_NEWLINK of a kind of tunnel that is told by each packet where to go (COLLECT_METADATA):
 //!   the kernel's device would be of no use;
-//! - RTM_NEWLINK, RTM_GETLINK (no dump), RTM_DELLINK of a link that the daemon has marked
+//! - RTM_NEWLINK, RTM_SETLINK, RTM_GETLINK (no dump), RTM_DELLINK of a link that the daemon has marked
 //!   (`netlink::Links`): one look into the file system.
 //!
 //! Whatever the daemon then says is none of its business goes to the kernel after all, as does
@@ -40,6 +40,7 @@ const ANSWER_LEN: usize = 16 * 1024;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
 const NLM_F_DUMP: u16 = 0x300;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -80,7 +81,7 @@ pub fn datagram(fd: c_int, vectors: &[libc::iovec], flags: c_int) -> Option<Outc
 
 fn is_about_links(header: Header) -> bool {
     match header.kind {
-        RTM_NEWLINK | RTM_DELLINK => true,
+        RTM_NEWLINK | RTM_DELLINK | RTM_SETLINK => true,
         RTM_GETLINK => header.flags & NLM_F_DUMP == 0,
         _ => false,
     }
