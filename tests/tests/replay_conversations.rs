@@ -94,6 +94,28 @@ fn stranger(lab: &Lab) -> Result<Client> {
     })
 }
 
+/// ovs-vswitchd's own start, as a capture of its netlink traffic has it: every probe of what the module can do,
+/// a bridge, a port; until the first packet.
+#[test]
+fn the_start_of_ovs_vswitchd() -> Result<()> {
+    let group = "vswitchd_live";
+    lab::test_bare(|lab| {
+        let mut session = Session::open(lab, group)?;
+        // Who listened to notifications the capture doesn't tell.
+        for number in 0..transport::FAMILIES.len() as u32 {
+            session.listener.leave(number)?;
+        }
+        lab.host().ip("link add v1 up type veth peer name t-v1")?;
+        for case in corpus::read(group)? {
+            session
+                .replay_as(group, &case)
+                .with_context(|| format!("{group} {}", case.name()))?;
+        }
+        lab.host().ip("link del v1")?;
+        session.conclude()
+    })
+}
+
 #[test]
 fn vports() -> Result<()> {
     let mut elsewhere = None;

@@ -126,6 +126,7 @@ pub const CASES: &[Case] = &[
         How::LeftOut,
         "about a socket buffer; netlink/tests/upcalls.rs has our queues' bounds",
     ),
+    case("vswitchd_live", "2*", How::Attributes(PORT_COUNTS), UNSEEN),
     case("sem_trunc", "vlan-14", How::LeftOut, SHORT),
     case("sem_trunc", "vlan-15", How::LeftOut, SHORT),
     case("sem_misc", "hash-*", How::Attributes(DP_HASH), SEEDED),
