@@ -75,7 +75,9 @@ fn open(choice: Choice, kind: TunnelKind) -> std::io::Result<Socket> {
     inet::set_dont_fragment(fd, v6, choice.dont_fragment)?;
     inet::set_buffer(fd, SEND_BUFFER, false)?;
     if v6 {
-        socket.set_only_v6(true)?;
+        if kind.is_udp() {
+            socket.set_only_v6(true)?;
+        }
         inet::set_no_flow_label(fd)?;
     }
     if kind.is_udp() {
