@@ -45,8 +45,9 @@ pub struct MaskCache {
 }
 
 impl MaskCache {
-    /// Hits from one sample to the next of use. Prime, so that no rhythm of the traffic hides a mask.
-    const SAMPLE: u32 = 61;
+    /// Hits from one sample to the next of use, since all executors write the same word then. Prime, so
+    /// that no rhythm of the traffic hides a mask.
+    const SAMPLE: u32 = 1021;
 
     /// An empty cache.
     #[must_use]

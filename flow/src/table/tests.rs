@@ -202,7 +202,7 @@ fn masks_that_no_test_divides_are_searched_in_the_order_of_their_use() {
         }
         counters.mask_hit / times
     };
-    assert_eq!(looked_at(500), MASKS as u64);
+    assert_eq!(looked_at(5000), MASKS as u64);
     let [flows, _, wide] = table.write(&handle).lying();
     table.maintain(&handle, usize::MAX, || ());
     assert_eq!(looked_at(1), flows as u64 + 1);
