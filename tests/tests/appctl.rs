@@ -74,37 +74,81 @@ fn dpctl_commands_of_the_daemon_agree_with_ovs_dpctl() -> Result<()> {
     })
 }
 
-/// What `dpif/show-dp-features` prints over Linux 6.1, except what belongs to connection
-/// tracking, which comes with it.
-const FEATURES: &[(&str, &str)] = &[
-    ("Masked set action", "Yes"),
-    ("Tunnel push pop", "No"),
-    ("Ufid", "Yes"),
-    ("Truncate action", "Yes"),
-    ("Clone action", "Yes"),
-    ("Sample nesting", "10"),
-    ("Max dp_hash algorithm", "0"),
-    ("Check pkt length action", "Yes"),
-    ("Explicit Drop action", "No"),
-    ("Optimized Balance TCP mode", "No"),
-    ("Max VLAN headers", "2"),
-    ("Recirc", "Yes"),
-    ("IPv6 ND Extension", "No"),
-];
+/// What `dpif/show-dp-features` of ovs-vswitchd 3.1 prints over Linux 6.1's module, all of it.
+const FEATURES: &str = "\
+Masked set action: Yes
+Tunnel push pop: No
+Ufid: Yes
+Truncate action: Yes
+Clone action: Yes
+Sample nesting: 10
+Conntrack eventmask: Yes
+Conntrack clear: Yes
+Max dp_hash algorithm: 0
+Check pkt length action: Yes
+Conntrack timeout policy: Yes
+Explicit Drop action: No
+Optimized Balance TCP mode: No
+Conntrack all-zero IP SNAT: Yes
+MPLS Label add: Yes
+Max VLAN headers: 2
+Max MPLS depth: 3
+Recirc: Yes
+CT state: Yes
+CT zone: Yes
+CT mark: Yes
+CT label: Yes
+CT state NAT: Yes
+CT orig tuple: Yes
+CT orig tuple for IPv6: Yes
+IPv6 ND Extension: No";
 
 #[test]
 fn probed_features_are_those_of_the_module() -> Result<()> {
     lab::test_ovs_dpd(|lab| {
         lab.bridge("br0")?;
         let text = lab.appctl("dpif/show-dp-features br0")?;
-        for (name, value) in FEATURES {
-            let line = format!("{name}: {value}");
+        ensure!(text.trim() == FEATURES, "not as over the module:\n{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_cache_of_masks_is_read_and_set() -> Result<()> {
+    lab::test_ovs_dpd(|lab| {
+        let a = two_on_a_bridge(lab)?;
+        let dp = lab.switch().datapath();
+        let size = |wanted: u32| -> Result<()> {
+            let line = format!("masks-cache: size:{wanted}");
+            for text in [
+                lab.appctl("dpctl/cache-get-size")?,
+                lab.dpctl("cache-get-size")?,
+                lab.dpctl(["show", dp])?,
+            ] {
+                ensure!(text.lines().any(|l| l.trim() == line), "no {line}:\n{text}");
+            }
+            Ok(())
+        };
+        size(256)?;
+        // Open vSwitch asks for the next power of two.
+        for (asked, got) in [("512", 512), ("300", 512), ("0", 0), ("4096", 4096)] {
+            lab.dpctl(["cache-set-size", dp, "masks-cache", asked])?;
+            size(got)?;
+            ping_ok(a.namespace(), "10.1.1.2")?;
+        }
+        for (words, message) in [
+            (["masks-cache", "8192"], "Numerical result out of range"),
+            (["nosuch", "256"], "not found"),
+        ] {
+            let ran = lab.try_dpctl(["cache-set-size", dp, words[0], words[1]])?;
             ensure!(
-                text.lines().any(|l| l.trim() == line),
-                "not {line:?} in\n{text}"
+                !ran.status.success() && ran.stderr.contains(message),
+                "{words:?}: {}{}",
+                ran.stdout,
+                ran.stderr
             );
         }
-        Ok(())
+        size(4096)
     })
 }
 
