@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ::vport::{LinkEvent, LinkMonitor};
 use crossbeam_epoch::LocalHandle;
@@ -20,14 +20,14 @@ use crate::mailbox::{Mailbox, Sending};
 use crate::vport::{Vport, VportType};
 
 /// What the devices thread is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Notice {
     /// A worker met the end of a port's device.
     Gone {
         /// The datapath's ifindex.
         datapath: i32,
-        /// The port's number.
-        port: u32,
+        /// The port, which may be out already, its number another's.
+        port: Weak<Vport>,
     },
     /// Somebody reads what the kernel tells of ports: ask it again.
     Look,
@@ -89,7 +89,7 @@ pub fn follow(daemon: &Daemon, mail: &Mailbox<Notice>, mut monitor: LinkMonitor)
                 Notice::Look => look = true,
                 Notice::Gone { datapath, port } => {
                     if let Some(datapath) = daemon.by_ifindex(datapath) {
-                        remove(daemon, &handle, &datapath, port);
+                        remove(daemon, &handle, &datapath, &port);
                     }
                 }
             }
@@ -126,10 +126,10 @@ fn apply(daemon: &Daemon, handle: &LocalHandle, event: &LinkEvent) {
             // An internal device that only moved is still ours; its queue tells when it is gone.
             port.observe();
             if port.kind != VportType::Internal || port.observed.load().netnsid.is_none() {
-                let number = port.number;
+                let gone = Arc::downgrade(&port);
                 // The removal waits until nobody holds the port.
                 drop(port);
-                remove(daemon, handle, &datapath, number);
+                remove(daemon, handle, &datapath, &gone);
             }
         }
     }
@@ -154,12 +154,24 @@ fn find(daemon: &Daemon, index: u32) -> Option<(Arc<Datapath>, Arc<Vport>)> {
     })
 }
 
-/// Takes out a port whose device is gone, with a notification that nobody asked for.
-pub(crate) fn remove(daemon: &Daemon, handle: &LocalHandle, datapath: &Arc<Datapath>, number: u32) {
+/// Takes out a port whose device is gone, with a notification that nobody asked for. Nothing happens if it
+/// is out already: whoever tells of it hasn't got the configuration's lock, and in the meantime a client
+/// may have deleted the port and made another of the same number.
+pub(crate) fn remove(
+    daemon: &Daemon,
+    handle: &LocalHandle,
+    datapath: &Arc<Datapath>,
+    gone: &Weak<Vport>,
+) {
     let configuration = daemon.configure();
-    let Some(port) = datapath.ports.load().get(number).cloned() else {
+    let Some(port) = gone.upgrade() else {
         return;
     };
+    let number = port.number;
+    let is_there = |there: &Arc<Vport>| Arc::ptr_eq(there, &port);
+    if !datapath.ports.load().get(number).is_some_and(is_there) {
+        return;
+    }
     tracing::info!(
         "port {} of {}: its device is gone",
         port.name,
@@ -181,5 +193,64 @@ pub(crate) fn remove(daemon: &Daemon, handle: &LocalHandle, datapath: &Arc<Datap
         configuration.remove_datapath(handle, datapath);
     } else {
         configuration.remove_port(datapath, number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink::Hub;
+
+    use super::*;
+    use crate::daemon::{Options, PortWish};
+    use crate::datapath::Settings;
+    use crate::mailbox::mailbox;
+
+    /// The end of a port's device is told while a client deletes the port and makes another of its number.
+    #[test]
+    fn the_port_that_has_a_gone_ports_number_now_stays() {
+        let run = || {
+            #[expect(deprecated)] // the flag that makes it unsafe isn't used
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            let options = Options {
+                workers: 1,
+                cpus: None,
+                busy_poll: std::time::Duration::ZERO,
+                prompt_threads: 1,
+                seed: 1,
+                max_connections: 16,
+                driver: ::vport::DriverChoice::AfPacket,
+                run_prefix: "test".into(),
+                force_veth: false,
+                notes: Vec::new(),
+            };
+            let (notices, _mail) = mailbox().unwrap();
+            let daemon = Daemon::new(options, Hub::default(), Devices::new(notices));
+            let handle = daemon.reclaimer.register();
+            let configuration = daemon.configure();
+            let datapath = configuration
+                .add_datapath(&handle, "dp1", None, Settings::default(), Vec::new())
+                .unwrap();
+            let add = |name| {
+                let wish = PortWish {
+                    name,
+                    kind: VportType::Internal,
+                    number: Some(1),
+                    ifindex: None,
+                    tunnel: None,
+                    upcall_pids: Vec::new(),
+                };
+                Arc::downgrade(&configuration.add_port(&datapath, &wish).unwrap())
+            };
+            let first = add("p1");
+            configuration.remove_port(&datapath, 1);
+            let second = add("p2");
+            drop(configuration);
+            remove(&daemon, &handle, &datapath, &first);
+            assert!(second.upgrade().is_some(), "another port was taken out");
+            remove(&daemon, &handle, &datapath, &second);
+            assert!(second.upgrade().is_none());
+            assert!(datapath.ports.load().get(1).is_none());
+        };
+        std::thread::spawn(run).join().unwrap();
     }
 }

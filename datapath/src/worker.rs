@@ -537,7 +537,7 @@ impl<'d> Loop<'d> {
         if gone {
             let notice = Notice::Gone {
                 datapath: source.datapath.ifindex,
-                port: number,
+                port: Arc::downgrade(&source.port),
             };
             self.sources[index] = None;
             self.daemon.devices.notify(notice);

@@ -203,10 +203,10 @@ impl Rtnetlink {
         if let Some((datapath, port)) = self.daemon.find_port(&link.name)
             && port.device.ifindex() == link.ifindex
         {
-            let number = port.number;
+            let gone = Arc::downgrade(&port);
             // The removal waits until nobody holds the port.
             drop(port);
-            devices::remove(&self.daemon, &handle, &datapath, number);
+            devices::remove(&self.daemon, &handle, &datapath, &gone);
         }
         let _configuration = self.daemon.configure();
         self.daemon.tunnel_links.remove(link.ifindex);
