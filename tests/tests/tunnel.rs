@@ -6,6 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tests::Lab;
 use tests::lab;
+use tests::replay::laboratory;
+use tests::replay::packets::attribute;
+use tests::replay::session::{errno, request};
+use tests::replay::translate::family;
 use tests::traffic::iperf::iperf3;
 use tests::traffic::{ping, ping_ok};
 
@@ -355,6 +359,81 @@ fn changes_below_are_followed() -> Result<()> {
         ensure!(ping(a.namespace(), "10.9.0.2", 1, "-W 1")?.received == 0);
         let status = left.status()?;
         ensure!(status.contains("output_unreachable"), "{status}");
+        Ok(())
+    })
+}
+
+/// `OVS_VPORT_CMD_NEW` of type NETDEV on `dp0`, as ovs-vswitchd asks for a tunnel's link. (ovs-dpctl opens the
+/// device itself before it asks.)
+fn bind(lab: &Lab, name: &str) -> Result<()> {
+    const NEW: u8 = 1;
+    const TYPE: u16 = 2;
+    const NAME: u16 = 3;
+    const UPCALL_PID: u16 = 5;
+    let mut body = Vec::new();
+    attribute(&mut body, TYPE, &1_u32.to_ne_bytes());
+    attribute(&mut body, NAME, format!("{name}\0").as_bytes());
+    attribute(&mut body, UPCALL_PID, &0_u32.to_ne_bytes());
+    let ifindex = laboratory::ifindex(lab, "dp0")?;
+    let answers =
+        laboratory::client(lab)?.converse(&request(family::VPORT, NEW, ifindex, &body))?;
+    let errno = answers.last().and_then(|answer| errno(answer));
+    ensure!(errno == Some(0), "port of {name}: {errno:?}");
+    Ok(())
+}
+
+/// What Open vSwitch 4.0 does, which knows no other way: a link, a look at it, a port of type NETDEV by its
+/// name; at the end the port goes, then the link.
+#[test]
+fn a_tunnel_is_made_as_open_vswitch_4_makes_it() -> Result<()> {
+    lab::test_bare(|lab| {
+        let exec = |words: &str| lab.under_exec(words)?.ok();
+        lab.dpctl("add-dp dp0")?;
+        for (name, kind, shown) in [
+            (
+                "vxlan_sys_4789",
+                "vxlan external dstport 4789 nolearning udp6zerocsumrx",
+                "vxlan external",
+            ),
+            (
+                "genev_sys_6081",
+                "geneve external dstport 6081 udp6zerocsumrx",
+                "geneve external",
+            ),
+            ("gre_sys", "gretap external", "gretap external"),
+            ("ip6gre_sys", "ip6gretap external", "ip6gretap external"),
+        ] {
+            let add = format!("ip link add {name} mtu 65000 type {kind}");
+            exec(&add)?;
+            ensure!(
+                !lab.under_exec(add.as_str())?.status.success(),
+                "{name} twice"
+            );
+            exec(&format!("ip link set {name} up"))?;
+            let link = exec(&format!("ip -d link show dev {name}"))?;
+            ensure!(link.contains(shown) && link.contains("mtu 65000"), "{link}");
+            bind(lab, name)?;
+            let ports = lab.dpctl("show dp0")?;
+            ensure!(ports.contains(name), "{ports}");
+            ensure!(
+                lab.host()
+                    .try_exec(["ip", "link", "show", name], Duration::from_secs(5))?
+                    .status
+                    .code()
+                    == Some(1)
+            );
+            // Which deletes the link too.
+            lab.dpctl(["del-if", "dp0", name])?;
+            let gone = lab.under_exec(format!("ip link show dev {name}"))?;
+            ensure!(!gone.status.success(), "{}", gone.stdout);
+        }
+        // A link that goes takes its port with it.
+        exec("ip link add vxlan_sys_4789 type vxlan external dstport 4789")?;
+        bind(lab, "vxlan_sys_4789")?;
+        exec("ip link del vxlan_sys_4789")?;
+        let ports = lab.dpctl("show dp0")?;
+        ensure!(!ports.contains("vxlan_sys"), "{ports}");
+        lab.dpctl("del-dp dp0")?;
         Ok(())
     })
 }

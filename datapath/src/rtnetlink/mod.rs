@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use netlink::attr::{Attrs, Table, Writer};
+use netlink::attr::{Attr, Attrs, Table, Writer};
 use netlink::service::{Answer, Request, Served};
 use netlink::{Dump, Errno, Failure, Lane, Links, Service};
 
@@ -64,6 +64,12 @@ const MIN_MTU: u32 = 68;
 const MAX_MTU: u32 = 65_535;
 const DEFAULT_MTU: u32 = 1450;
 
+/// A string with or without a NUL at its end: iproute2 sends both. EINVAL if it isn't UTF-8.
+fn text(attr: Attr<'_>) -> Result<&str, Errno> {
+    let bytes = attr.payload.split(|byte| *byte == 0).next();
+    std::str::from_utf8(bytes.unwrap_or_default()).map_err(|_| Errno::EINVAL)
+}
+
 /// What a request names, and asks for.
 struct Asked<'a> {
     index: u32,
@@ -89,7 +95,7 @@ impl<'a> Asked<'a> {
 
     fn name(&self) -> Result<Option<&'a str>, Errno> {
         let name = self.attrs.get(attribute::IFNAME);
-        name.map(|attr| attr.name(15)).transpose()
+        name.map(text).transpose()
     }
 
     fn mtu(&self) -> Result<Option<u32>, Errno> {
@@ -134,7 +140,7 @@ impl Rtnetlink {
             return Ok(Served::NotOurs);
         };
         let info: Table<'_, { attribute::INFO_COUNT }> = Table::new(info.payload);
-        let kind = info.require(attribute::INFO_KIND)?.name(15)?;
+        let kind = text(info.require(attribute::INFO_KIND)?)?;
         let data = info.get(attribute::INFO_DATA);
         let data = data.map_or(&[][..], |attr| attr.payload);
         let config = match kind::config(kind, Attrs::new(data))? {
