@@ -133,6 +133,7 @@ fn run(arguments: &Arguments, directory: &Path) -> Result<()> {
             workers: 2,
             cpus: None,
             busy_poll: std::time::Duration::ZERO,
+            rings: datapath::outlet::RingDefaults::default(),
             prompt_threads: threads,
             seed: 0x5eed,
             max_connections: datapath::conntrack::MAX_CONNECTIONS,

@@ -33,6 +33,7 @@ use crate::datapath::{Datapath, Settings};
 use crate::device_source::{DeviceSource, SystemDevices};
 use crate::devices::Devices;
 use crate::executor::Executor;
+use crate::outlet::{Drains, RingDefaults};
 use crate::placement::cpus::CpuList;
 use crate::tunnel_link::{TunnelLink, TunnelLinks};
 use crate::upcall::Upcaller;
@@ -60,6 +61,8 @@ pub struct Options {
     pub run_prefix: String,
     /// Make internal ports from veth pairs even where TAPs can be made.
     pub force_veth: bool,
+    /// What new ports' rings are like.
+    pub rings: RingDefaults,
     /// For `status`: what can't be had here and what is done instead.
     pub notes: Vec<String>,
 }
@@ -76,6 +79,8 @@ pub struct Daemon {
     pub workers: Workers,
     /// The way to the thread that follows the ports' devices.
     pub devices: Devices,
+    /// The rings in front of ports, and who sends what waits there.
+    pub drains: Drains,
     /// Streams, which may be ports.
     pub streams: Arc<Streams>,
     source: Box<dyn DeviceSource>,
@@ -101,7 +106,7 @@ pub struct Configuration<'d> {
 }
 
 /// Threads besides the workers and the prompt threads that may carry packets.
-const OTHER_THREADS: usize = 2;
+const OTHER_THREADS: usize = 3;
 
 /// How many threads close ports when a datapath goes: they wait for the kernel, not for a processor.
 const RELEASE_THREADS: usize = 64;
@@ -145,6 +150,7 @@ impl Daemon {
             workers: Workers::default(),
             devices,
             started: Instant::now(),
+            drains: Drains::default(),
             streams: Arc::default(),
             captures: Arc::default(),
             conntrack: Arc::new(Tracker::new(
@@ -167,6 +173,32 @@ impl Daemon {
     /// How many executors there can be: cells of counters, slots of statistics.
     pub fn executors(&self) -> usize {
         self.options.workers + self.options.prompt_threads + OTHER_THREADS
+    }
+
+    /// A number for a thread that counts and carries no packets of its own. ENFILE as with
+    /// [`Daemon::new_executor`].
+    pub fn new_counter(&self) -> Result<usize, Errno> {
+        let index = self.executors.fetch_add(1, Ordering::Relaxed);
+        let known = index < self.executors();
+        known.then_some(index).ok_or(Errno::ENFILE)
+    }
+
+    /// Changes how many frames may wait for a port, and what becomes of more. What is None stays.
+    ///
+    /// # Errors
+    /// ENODEV: no such port. As [`Drains::set`].
+    pub fn set_ring(
+        &self,
+        name: &str,
+        size: Option<usize>,
+        backpressure: Option<bool>,
+    ) -> Result<(), Errno> {
+        let found = self.datapaths.load().iter().find_map(|datapath| {
+            let ports = datapath.ports.load();
+            ports.iter().find(|p| p.current_name() == name).cloned()
+        });
+        let port = found.ok_or(Errno::ENODEV)?;
+        self.drains.set(&port, size, backpressure)
     }
 
     /// The next thread's executor. ENFILE when there are more threads than were planned for.
@@ -414,6 +446,7 @@ impl Configuration<'_> {
     /// Closes ports that are out of the set already.
     fn release(&self, datapath: &Datapath, ports: Vec<Arc<Vport>>) {
         self.daemon.workers.remove(&ports);
+        self.daemon.drains.close(&ports);
         for port in &ports {
             wait_until_unused(port);
             let totals = port.counters.totals();
@@ -523,7 +556,14 @@ impl Configuration<'_> {
             tracing::warn!("port {}: {error}", device.name());
             Errno(error.errno())
         })?;
+        let drains = &self.daemon.drains;
+        let feeders = Arc::clone(&drains.feeders);
+        if device.own_ring().is_some() {
+            feeders.use_them();
+        }
+        device.on_resume(Arc::new(move || feeders.resume()));
         let port = Arc::new(Vport {
+            ring: drains.ring(&*device, self.daemon.options.rings),
             number,
             kind,
             name: device.name().into(),
@@ -535,6 +575,7 @@ impl Configuration<'_> {
             upcall_pids: ArcSwap::from_pointee(upcall_pids),
             counters: Counters::new(self.daemon.executors()),
         });
+        drains.open(&port);
         let with = datapath.ports.load().with(Arc::clone(&port));
         datapath.ports.store(Arc::new(with));
         self.daemon.workers.add(datapath, &port, queues);

@@ -7,7 +7,7 @@
 //! - [`rtnetlink`], [`tunnel_link`]: tunnels made as links;
 //! - [`codec`]: attributes to types of `flow` and back, with the module's validation;
 //! - [`datapath`], [`vport`], [`table_ref`]: what is configured; [`device_source`]: of which devices;
-//! - [`worker`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
+//! - [`worker`], [`outlet`], [`feeders`], [`devices`]: the threads at the ports; [`placement`]: which of them serves what, where;
 //! - [`executor`], [`packet`], [`meter`], [`transmit`], [`upcall`]: a packet's way;
 //! - [`conntrack`]: connections, their states and translations; [`refragment`]: what came in fragments;
 //! - [`counters`], [`drop_reason`], [`status`], [`stream_status`]: what became of it; [`capture`]: to look on.
@@ -24,8 +24,10 @@ pub mod devices;
 pub mod drop_reason;
 pub mod executor;
 pub mod families;
+pub mod feeders;
 pub mod mailbox;
 pub mod meter;
+pub mod outlet;
 pub mod packet;
 pub mod placement;
 pub mod refragment;

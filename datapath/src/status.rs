@@ -10,7 +10,7 @@ use crate::counters::Totals;
 use crate::daemon::Daemon;
 use crate::datapath::{Datapath, features};
 use crate::drop_reason::DropReason;
-use crate::stream_status::StreamStatus;
+use crate::stream_status::{RingStatus, StreamStatus};
 use crate::vport::Vport;
 use crate::worker::WorkerStatus;
 
@@ -123,6 +123,8 @@ pub struct PortStatus {
     pub upcall_pids: Vec<u32>,
     /// What became of its packets.
     pub packets: PacketCounts,
+    /// Where frames wait for it, if they may.
+    pub ring: Option<RingStatus>,
     /// What the kernel dropped before we could receive it.
     pub host_queue_full: u64,
     /// What came but couldn't be used, as the kernel told it.
@@ -237,6 +239,7 @@ fn port(vport: &Vport) -> (PortStatus, Totals) {
         ifindex: vport.device.ifindex(),
         upcall_pids: vport.upcall_pids.load().to_vec(),
         packets: PacketCounts::from(&totals),
+        ring: vport.ring_status(),
         host_queue_full: host.queue_full,
         host_rx_errors: host.rx_errors.total(),
     };

@@ -6,6 +6,7 @@ use frame::segment::Segments;
 use frame::{Class, Frame, GsoKind, Offload, Pool, complete_checksum};
 
 use crate::capture::Tap;
+use crate::counters::Cell;
 use crate::drop_reason::DropReason;
 use crate::executor::Batch;
 use crate::packet::Packet;
@@ -22,6 +23,8 @@ const ETHERNET: usize = 14;
 pub struct TransmitQueues {
     queues: Vec<Vec<Frame>>,
     waiting: Vec<u32>,
+    /// Ports that got frames.
+    fed: Vec<u32>,
     /// Names the fragments of the last IPv6 packet that was cut.
     ident: u32,
 }
@@ -180,16 +183,17 @@ impl TransmitQueues {
         if tap.is_on() && tap.wants_transmitted(batch, port) {
             transmit_seen(batch, vport, queue, pool, tap, &mut outcome);
         } else {
-            vport.device.transmit(queue, pool, &mut outcome);
+            vport.transmit(queue, pool, &mut outcome);
         }
-        let cell = vport.counters.cell(executor);
-        cell.transmitted.add(outcome.packets);
-        cell.transmitted_bytes.add(outcome.bytes);
-        if outcome.refused_total() != 0 {
-            for why in TxRefusal::ALL {
-                cell.drop(reason(why), outcome.refused_for(why));
-            }
+        account(vport.counters.cell(executor), &outcome);
+        if self.fed.len() < FULL && !self.fed.contains(&port) {
+            self.fed.push(port);
         }
+    }
+
+    /// The ports that got frames since it was asked last; the first [`FULL`] of them.
+    pub fn take_fed(&mut self) -> std::vec::Drain<'_, u32> {
+        self.fed.drain(..)
     }
 }
 
@@ -212,11 +216,22 @@ fn transmit_seen(
         let number = tap.transmitting(batch, vport.number, &frame);
         one.push(frame);
         let before = *outcome;
-        vport.device.transmit(&mut one, pool, outcome);
+        vport.transmit(&mut one, pool, outcome);
         let refused = TxRefusal::ALL
             .into_iter()
             .find(|why| outcome.refused_for(*why) != before.refused_for(*why));
         tap.transmitted(batch, vport.number, number, refused.map(reason));
+    }
+}
+
+/// Counts what became of frames.
+pub(crate) fn account(cell: &Cell, outcome: &TxOutcome) {
+    cell.transmitted.add(outcome.packets);
+    cell.transmitted_bytes.add(outcome.bytes);
+    if outcome.refused_total() != 0 {
+        for why in TxRefusal::ALL {
+            cell.drop(reason(why), outcome.refused_for(why));
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ::vport::{HostCounters, Port, TunnelConfig};
+use ::vport::{HostCounters, Port, TunnelConfig, TxOutcome};
 use arc_swap::ArcSwap;
+use frame::{Frame, Pool};
 
 use crate::counters::Counters;
+use crate::outlet::PortRing;
+use crate::stream_status::RingStatus;
 
 /// `enum ovs_vport_type`: how the port's device came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Vport {
     pub name: Box<str>,
     /// The device.
     pub device: Box<dyn Port>,
+    /// Where frames wait that the device has no room for, if that is such a device.
+    pub ring: Option<PortRing>,
     /// How it is made, if it is a tunnel: packets need an outer header to leave by it.
     pub tunnel: Option<TunnelConfig>,
     /// The device's present name, if it was renamed.
@@ -90,6 +95,46 @@ impl Vport {
             Some(name) => name.to_string(),
             None => self.name.to_string(),
         }
+    }
+
+    /// Sends `frames` in order, without blocking, or lets them wait; leaves the vector empty.
+    #[inline]
+    pub fn transmit(&self, frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome) {
+        match &self.ring {
+            Some(ring) => ring.send(&*self.device, frames, pool, outcome),
+            None => self.device.transmit(frames, pool, outcome),
+        }
+    }
+
+    /// Whether what feeds this port, and nothing else, shall pause.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        match &self.ring {
+            Some(ring) => ring.is_stopped(),
+            None => self.device.is_stopped(),
+        }
+    }
+
+    /// How many frames may be received at a time for this port alone, so that they find room.
+    pub fn room(&self) -> usize {
+        match &self.ring {
+            Some(ring) => ring.room(),
+            None => self.device.room(),
+        }
+    }
+
+    /// The ring in front of the device, for `status`.
+    pub fn ring_status(&self) -> Option<RingStatus> {
+        if let Some(ring) = &self.ring {
+            return Some(ring.status());
+        }
+        let own = self.device.own_ring()?;
+        Some(RingStatus::new(
+            own.backpressure,
+            own.size,
+            own.len,
+            &own.counters,
+        ))
     }
 
     /// Asks the device. May sleep.

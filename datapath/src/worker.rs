@@ -29,6 +29,7 @@ use crate::datapath::Datapath;
 use crate::devices::Notice;
 use crate::drop_reason::DropReason;
 use crate::executor::{Batch, Executor};
+use crate::feeders::Pausing;
 use crate::mailbox::{Mailbox, Sending, mailbox};
 use crate::placement::load::{Load, Sample};
 use crate::placement::{self, Shares, cpus};
@@ -38,6 +39,10 @@ use crate::vport::Vport;
 pub const BATCH: usize = 32;
 /// The mailbox's mark among the epoll events; queues have the numbers below.
 const MAIL: u64 = u64::MAX;
+/// The mark of what wakes a worker that pauses.
+const RESUME: u64 = u64::MAX - 1;
+/// How long a port counts among those that a queue feeds.
+const LATELY_NS: u64 = 20_000_000;
 /// How often the balance is looked at.
 const BALANCE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -59,6 +64,51 @@ struct Source {
     datapath: Arc<Datapath>,
     /// Perhaps there is more: served again before the worker sleeps.
     ready: bool,
+    /// The ports that it has fed lately, and when it fed them last.
+    fed: Vec<(u32, u64)>,
+    /// All that it feeds is stopped: it isn't read.
+    paused: bool,
+}
+
+impl Source {
+    /// Whether all that a batch of it could go to, as far as its last batches tell, is stopped.
+    fn is_stopped(&self) -> bool {
+        if self.fed.is_empty() {
+            return false;
+        }
+        let ports = self.datapath.ports.load();
+        let stopped = |number: u32| ports.get(number).is_some_and(|port| port.is_stopped());
+        self.fed.iter().all(|(number, _)| stopped(*number))
+    }
+
+    /// How many frames to receive, so that they find room: as many as one likes if it feeds a port that
+    /// doesn't stop it.
+    fn room(&self) -> usize {
+        let ports = self.datapath.ports.load();
+        let rooms = self.fed.iter().map(|(number, _)| {
+            let port = ports.get(*number);
+            port.map_or(usize::MAX, |port| port.room())
+        });
+        match (rooms.clone().min(), rooms.max()) {
+            (Some(least), Some(usize::MAX)) if least != usize::MAX => BATCH,
+            (Some(least), _) => least.clamp(1, BATCH),
+            (None, _) => BATCH,
+        }
+    }
+
+    /// It has fed these ports now.
+    fn has_fed(&mut self, ports: impl Iterator<Item = u32>, now_ns: u64) {
+        for port in ports {
+            match self.fed.iter_mut().find(|(number, _)| *number == port) {
+                Some((_, at)) => *at = now_ns,
+                None => self.fed.push((port, now_ns)),
+            }
+        }
+        if self.fed.len() > 1 {
+            self.fed
+                .retain(|(_, at)| now_ns.saturating_sub(*at) < LATELY_NS);
+        }
+    }
 }
 
 /// The workers, as the configuration sees them.
@@ -133,6 +183,13 @@ impl Workers {
                 EventData::new_u64(MAIL),
                 EventFlags::IN,
             )?;
+            let pausing = daemon.drains.feeders.add()?;
+            epoll::add(
+                &epoll,
+                pausing.as_fd(),
+                EventData::new_u64(RESUME),
+                EventFlags::IN,
+            )?;
             let cpus = daemon.options.cpus.as_ref();
             let cpu = cpus.and_then(|cpus| cpus.of_worker(number));
             let load = Arc::new(Load::default());
@@ -148,7 +205,7 @@ impl Workers {
                     let handle = daemon.reclaimer.register();
                     match daemon.new_executor() {
                         Ok(executor) => {
-                            Loop::new(executor, handle, mail, epoll, &daemon, load).run()
+                            Loop::new(executor, handle, mail, epoll, &daemon, load, pausing).run()
                         }
                         Err(errno) => tracing::error!("worker {number} can't start: {errno}"),
                     }
@@ -200,6 +257,8 @@ impl Workers {
                 port: Arc::clone(port),
                 datapath: Arc::clone(datapath),
                 ready: true,
+                fed: Vec::new(),
+                paused: false,
             })));
         }
     }
@@ -331,6 +390,7 @@ struct Loop<'d> {
     epoll: OwnedFd,
     daemon: &'d Daemon,
     load: Arc<Load>,
+    pausing: Arc<Pausing>,
     sources: Vec<Option<Source>>,
     frames: Vec<Frame>,
     /// Until when all time is accounted for.
@@ -347,6 +407,7 @@ impl<'d> Loop<'d> {
         epoll: OwnedFd,
         daemon: &'d Daemon,
         load: Arc<Load>,
+        pausing: Arc<Pausing>,
     ) -> Self {
         let frames = Vec::with_capacity(BATCH);
         Self {
@@ -356,6 +417,7 @@ impl<'d> Loop<'d> {
             epoll,
             daemon,
             load,
+            pausing,
             sources: Vec::new(),
             frames,
             mark_ns: now_ns(),
@@ -371,11 +433,19 @@ impl<'d> Loop<'d> {
         };
         let busy_poll = self.daemon.options.busy_poll.as_nanos() as u64;
         loop {
-            let more = self.sources.iter().flatten().any(|source| source.ready);
+            let pauses = self.resume_sources();
+            let more = self
+                .sources
+                .iter()
+                .flatten()
+                .any(|source| source.ready && !source.paused);
             // Never before the first frames: an idle worker sleeps.
             let looks_on = self.mark_ns.saturating_sub(self.last_frames_ns) < busy_poll;
             events.clear();
             let timeout = (more || looks_on).then_some(&no_wait);
+            if timeout.is_none() && pauses && !self.may_pause() {
+                continue;
+            }
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
@@ -397,6 +467,7 @@ impl<'d> Loop<'d> {
                             return;
                         }
                     }
+                    RESUME => self.pausing.acknowledge(),
                     index => {
                         if let Some(Some(source)) = self.sources.get_mut(index as usize) {
                             source.ready = true;
@@ -404,6 +475,7 @@ impl<'d> Loop<'d> {
                     }
                 }
             }
+            self.pausing.feeder.go_on();
             let mut carried = false;
             for index in 0..self.sources.len() {
                 carried |= self.serve(index);
@@ -412,6 +484,35 @@ impl<'d> Loop<'d> {
                 self.mark_ns = now_ns();
             }
         }
+    }
+
+    /// Lets the queues go on that need no longer pause. True: some do.
+    fn resume_sources(&mut self) -> bool {
+        let mut pauses = false;
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            let Some(source) = source.as_mut().filter(|source| source.paused) else {
+                continue;
+            };
+            if source.is_stopped() {
+                pauses = true;
+                continue;
+            }
+            source.paused = false;
+            source.ready = true;
+            let data = EventData::new_u64(index as u64);
+            if let Err(errno) = epoll::add(&self.epoll, source.queue.as_fd(), data, EventFlags::IN)
+            {
+                tracing::error!("port {}: epoll: {errno}", source.port.name);
+            }
+        }
+        pauses
+    }
+
+    /// Announces that this worker sleeps though queues pause, and looks at all that they feed again: false
+    /// if one of them is to go on.
+    fn may_pause(&self) -> bool {
+        let mut paused = self.sources.iter().flatten().filter(|s| s.paused);
+        self.pausing.feeder.pause(|| paused.all(Source::is_stopped))
     }
 
     /// False: the worker is to end.
@@ -440,7 +541,9 @@ impl<'d> Loop<'d> {
                         .iter_mut()
                         .find(|slot| matches!(slot, Some(source) if source.id == id));
                     if let Some(source) = slot.and_then(Option::take) {
-                        if let Err(errno) = epoll::delete(&self.epoll, source.queue.as_fd()) {
+                        if !source.paused
+                            && let Err(errno) = epoll::delete(&self.epoll, source.queue.as_fd())
+                        {
                             tracing::error!("port {}: epoll: {errno}", source.port.name);
                         }
                         // Nobody waits any more: the daemon is ending, and the queue closes.
@@ -460,7 +563,8 @@ impl<'d> Loop<'d> {
         self.executor.forget_tables(&live);
     }
 
-    fn add(&mut self, source: Source) {
+    fn add(&mut self, mut source: Source) {
+        source.paused = false;
         let index = match self.sources.iter().position(Option::is_none) {
             Some(index) => index,
             None => {
@@ -486,12 +590,21 @@ impl<'d> Loop<'d> {
         let Some(Some(source)) = self.sources.get_mut(index) else {
             return false;
         };
-        if !source.ready {
+        if !source.ready || source.paused {
             return false;
         }
+        let may_stop = self.daemon.drains.feeders.in_use();
+        if may_stop && source.is_stopped() {
+            // Out of the set: it may be readable, or say that its device is down, all the time.
+            if epoll::delete(&self.epoll, source.queue.as_fd()).is_ok() {
+                source.paused = true;
+                return false;
+            }
+        }
+        let max = if may_stop { source.room() } else { BATCH };
         let status = source
             .queue
-            .receive(&mut self.executor.pool, &mut self.frames, BATCH);
+            .receive(&mut self.executor.pool, &mut self.frames, max);
         let number = source.port.number;
         let (gone, lost) = match status {
             Ok(RxStatus::Open { more, errors }) => {
@@ -527,6 +640,10 @@ impl<'d> Loop<'d> {
             self.executor.receive(&mut batch, number, &mut self.frames);
             self.executor.flush(&batch);
             let now = now_ns();
+            let fed = self.executor.transmit.take_fed();
+            if may_stop {
+                source.has_fed(fed, now);
+            }
             let spent = now.saturating_sub(self.mark_ns);
             for load in [&*source.load, &*self.load] {
                 load.busy_ns.add(spent);

@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use datapath::daemon::Daemon;
+use netlink::Errno;
 use netlink::quiet::Quiet;
 use serde::{Deserialize, Serialize};
 use tracing::info;
-use vport::stream::{Endpoint, StreamOptions};
+use vport::stream::{Endpoint, MAX_RING, StreamOptions};
 
 use crate::rundir::RunDir;
 
@@ -128,8 +129,8 @@ fn carry_out(daemon: &Daemon, command: Command) -> Result<()> {
             };
             let options = StreamOptions {
                 endpoint,
-                ring: ring.unwrap_or(vport::stream::DEFAULT_RING),
-                backpressure: backpressure.unwrap_or(false),
+                ring: ring.unwrap_or(daemon.options.rings.size),
+                backpressure: backpressure.unwrap_or(daemon.options.rings.backpressure),
             };
             daemon.streams.add(&name, &options)?;
         }
@@ -143,7 +144,25 @@ fn carry_out(daemon: &Daemon, command: Command) -> Result<()> {
             name,
             ring,
             backpressure,
-        } => daemon.streams.set(&name, ring, backpressure)?,
+        } => {
+            let done = match daemon.set_ring(&name, ring, backpressure) {
+                // A stream needn't be a port.
+                Err(Errno::ENODEV) => {
+                    return daemon
+                        .streams
+                        .set(&name, ring, backpressure)
+                        .map_err(|_none| anyhow::anyhow!("there is no port or stream {name}"));
+                }
+                done => done,
+            };
+            done.map_err(|errno| match errno {
+                Errno::EINVAL => anyhow::anyhow!("--ring: from 1 to {MAX_RING} frames"),
+                Errno::EOPNOTSUPP => {
+                    anyhow::anyhow!("{name} has no ring: its driver takes frames at once, or never")
+                }
+                errno => anyhow::anyhow!("{name}: {errno}"),
+            })?;
+        }
     }
     Ok(())
 }

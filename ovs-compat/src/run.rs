@@ -15,6 +15,7 @@ use datapath::daemon::{Daemon, Options};
 use datapath::devices::{self, Devices, Notice};
 use datapath::families;
 use datapath::mailbox::mailbox;
+use datapath::outlet::{DEFAULT_RING, RingDefaults};
 use datapath::placement::cpus::CpuList;
 use netlink::server::{BindError, Config, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -27,6 +28,7 @@ use crate::answer::{self, Answers, MetricsAddress};
 use crate::capture;
 use crate::control;
 use crate::rundir::RunDir;
+use crate::stream::Policy;
 
 /// What `run` can be told.
 #[derive(clap::Args)]
@@ -71,6 +73,15 @@ pub struct RunArguments {
     /// Whoever can connect can read them. `ovs-dpd metrics` prints the same without this.
     #[arg(long, value_name = "ADDR:PORT|PATH", env = "OVS_DPD_METRICS_LISTEN")]
     metrics_listen: Option<MetricsAddress>,
+    /// What becomes of frames when as many wait for a port as there is room for in its ring.
+    ///
+    /// With backpressure what feeds that port, and nothing else, isn't received from until half of them are
+    /// sent. `ovs-dpd port set` changes it for one port.
+    #[arg(long, value_enum, default_value_t = Policy::TailDrop)]
+    default_policy: Policy,
+    /// How many frames may wait for a port whose device has no room, or for a stream's peer.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RING, value_parser = ring_size)]
+    default_ring: usize,
     /// What to log, as error, warn, info, debug, or per module (see tracing-subscriber's EnvFilter).
     #[arg(
         long,
@@ -157,11 +168,22 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
             },
             run_prefix: prefix,
             force_veth: arguments.internal_veth,
+            rings: RingDefaults {
+                size: arguments.default_ring,
+                backpressure: arguments.default_policy.is_backpressure(),
+            },
             notes: Vec::new(),
         },
         server.hub(),
         Devices::new(notices),
     ));
+    let counter = daemon
+        .new_counter()
+        .map_err(|errno| anyhow::anyhow!("no cell of counters: {errno}"))?;
+    daemon
+        .drains
+        .start(counter)
+        .context("can't start the drain")?;
     daemon
         .workers
         .start(&daemon)
@@ -215,6 +237,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     daemon.streams.clear();
     daemon.devices.notify(Notice::Stop);
     daemon.workers.stop();
+    daemon.drains.stop();
     reaper_stop.store(true, Ordering::Relaxed);
     daemon.wake_reaper();
     for (name, thread) in [("devices", follower), ("reaper", reaper)] {
@@ -252,6 +275,12 @@ fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!("can't tell systemd: {error}");
     }
+}
+
+fn ring_size(text: &str) -> Result<usize, String> {
+    let of_that = |size: &usize| (1..=vport::stream::MAX_RING).contains(size);
+    let size = text.parse().ok().filter(of_that);
+    size.ok_or_else(|| format!("from 1 to {}", vport::stream::MAX_RING))
 }
 
 /// A number that nobody outside knows: the standard library's maps draw it from the system.

@@ -219,6 +219,11 @@ fn show_datapath(text: &mut String, datapath: &DatapathStatus, terminal: bool) -
                 port.host_queue_full, port.host_rx_errors
             )?;
         }
+        if let Some(ring) = &port.ring
+            && (ring.produced + ring.dropped_full != 0 || ring.policy == "backpressure")
+        {
+            write!(text, "; ring: {}", crate::stream::ring(ring))?;
+        }
         writeln!(text)?;
     }
     Ok(())

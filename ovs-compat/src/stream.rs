@@ -203,7 +203,14 @@ fn row(stream: &StreamStatus) -> [String; 9] {
 /// A ring in a few words.
 pub fn ring(ring: &RingStatus) -> String {
     format!(
-        "{} {}/{}, stopped {} times",
-        ring.policy, ring.len, ring.size, ring.stops
+        "{}, {} of {} wait, {} in, {} out, {} dropped, {} stops, {} wakes",
+        ring.policy,
+        ring.len,
+        ring.size,
+        ring.produced,
+        ring.consumed,
+        ring.dropped_full,
+        ring.stops,
+        ring.wakes
     )
 }

@@ -23,7 +23,7 @@ mod queue;
 mod ring;
 
 use std::any::Any;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -37,7 +37,8 @@ use crate::link::{self, Link, Which};
 use crate::offload::OffloadOff;
 use crate::open::AttachOptions;
 use crate::port::{
-    Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, TxOutcome, TxRefusal,
+    Capabilities, Driver, HostCounters, Offered, Outlet, Port, Room, RxErrors, RxQueue, TxOutcome,
+    TxRefusal,
 };
 use crate::sys::ethtool::Offload;
 use crate::sys::mmsg;
@@ -46,8 +47,8 @@ use crate::sys::packet_socket::PacketSocket;
 /// Bytes that may wait to be received (the kernel doubles it for its own overhead): some hundred
 /// packets of 64 KiB, or ten thousand small ones.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Bytes on their way out.
-const SEND_BUFFER: usize = 4 << 20;
+/// Bytes on their way out (doubled likewise): some packets of 64 KiB. More wait in the port's ring.
+const SEND_BUFFER: usize = 1 << 19;
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 /// The longest packet that stands for several, and its Ethernet header.
@@ -326,64 +327,14 @@ impl Port for AfPacket {
     }
 
     fn transmit(&self, frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome) {
-        let shared = &self.shared;
-        let mut rest: &[Frame] = frames;
-        while let [first, others @ ..] = rest {
-            let all = rest.len() as u64;
-            let classed = shared.classed.load(Relaxed);
-            match mmsg::send(shared.send.as_fd(), rest, classed) {
-                Ok(0) => {
-                    outcome.refuse(TxRefusal::Error, all);
-                    break;
-                }
-                Ok(sent) => {
-                    let (sent, unsent) = rest.split_at_checked(sent).unwrap_or((rest, &[]));
-                    sent.iter().for_each(|frame| outcome.sent(frame.wire_len()));
-                    rest = unsent;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    outcome.refuse(TxRefusal::Full, all);
-                    break;
-                }
-                Err(Errno::NETDOWN) => {
-                    outcome.refuse(TxRefusal::Down, all);
-                    break;
-                }
-                Err(Errno::NXIO | Errno::NODEV) => {
-                    outcome.refuse(TxRefusal::Gone, all);
-                    break;
-                }
-                Err(Errno::INVAL | Errno::PERM)
-                    if classed && !first.class.is_plain() && self.sends_unclassed(first) =>
-                {
-                    // A priority for a single frame is known since Linux 6.14, and not allowed to all:
-                    // better sent without than not sent. (A frame that isn't taken without either is
-                    // malformed, which says nothing about the others.)
-                    if shared.classed.swap(false, Relaxed) {
-                        tracing::warn!("{}: priority and mark can't be carried here", self.name());
-                    }
-                    outcome.sent(first.wire_len());
-                    rest = others;
-                }
-                Err(errno) => {
-                    // About this frame only.
-                    let max_frame = self.capabilities().max_frame as usize;
-                    let refusal = match errno {
-                        Errno::NOBUFS => Err(TxRefusal::Full),
-                        Errno::MSGSIZE if first.len() <= max_frame => shared.tagged.send(first),
-                        Errno::MSGSIZE => Err(TxRefusal::TooLong),
-                        _ => Err(TxRefusal::Error),
-                    };
-                    match refusal {
-                        Ok(()) => outcome.sent(first.wire_len()),
-                        Err(why) => outcome.refuse(why, 1),
-                    }
-                    rest = others;
-                }
-            }
-        }
+        let offered = self.offer(frames, false, outcome);
+        let left = frames.len().saturating_sub(offered.done);
+        outcome.refuse(TxRefusal::Full, left as u64);
         frames.drain(..).for_each(|frame| pool.put(frame));
+    }
+
+    fn outlet(&self) -> Option<&dyn Outlet> {
+        Some(self)
     }
 
     fn host_counters(&self) -> HostCounters {
@@ -441,5 +392,84 @@ impl Port for AfPacket {
         link::by_index(self.shared.captured.index)
             .ok()?
             .link_netnsid
+    }
+}
+
+impl Outlet for AfPacket {
+    fn offer(&self, frames: &[Frame], patient: bool, outcome: &mut TxOutcome) -> Offered {
+        let shared = &self.shared;
+        let mut rest: &[Frame] = frames;
+        while let [first, others @ ..] = rest {
+            let all = rest.len() as u64;
+            let classed = shared.classed.load(Relaxed);
+            match mmsg::send(shared.send.as_fd(), rest, classed) {
+                Ok(0) => {
+                    outcome.refuse(TxRefusal::Error, all);
+                    break;
+                }
+                Ok(sent) => {
+                    let (sent, unsent) = rest.split_at_checked(sent).unwrap_or((rest, &[]));
+                    sent.iter().for_each(|frame| outcome.sent(frame.wire_len()));
+                    rest = unsent;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    return Offered {
+                        done: frames.len() - rest.len(),
+                        room: Room::Awaited,
+                    };
+                }
+                // A queue in the kernel dropped it: the frame is still ours.
+                Err(Errno::NOBUFS) if patient => {
+                    return Offered {
+                        done: frames.len() - rest.len(),
+                        room: Room::Later,
+                    };
+                }
+                Err(Errno::NETDOWN) => {
+                    outcome.refuse(TxRefusal::Down, all);
+                    break;
+                }
+                Err(Errno::NXIO | Errno::NODEV) => {
+                    outcome.refuse(TxRefusal::Gone, all);
+                    break;
+                }
+                Err(Errno::INVAL | Errno::PERM)
+                    if classed && !first.class.is_plain() && self.sends_unclassed(first) =>
+                {
+                    // A priority for a single frame is known since Linux 6.14, and not allowed to all:
+                    // better sent without than not sent. (A frame that isn't taken without either is
+                    // malformed, which says nothing about the others.)
+                    if shared.classed.swap(false, Relaxed) {
+                        tracing::warn!("{}: priority and mark can't be carried here", self.name());
+                    }
+                    outcome.sent(first.wire_len());
+                    rest = others;
+                }
+                Err(errno) => {
+                    // About this frame only.
+                    let max_frame = self.capabilities().max_frame as usize;
+                    let refusal = match errno {
+                        Errno::NOBUFS => Err(TxRefusal::Full),
+                        Errno::MSGSIZE if first.len() <= max_frame => shared.tagged.send(first),
+                        Errno::MSGSIZE => Err(TxRefusal::TooLong),
+                        _ => Err(TxRefusal::Error),
+                    };
+                    match refusal {
+                        Ok(()) => outcome.sent(first.wire_len()),
+                        Err(why) => outcome.refuse(why, 1),
+                    }
+                    rest = others;
+                }
+            }
+        }
+        Offered {
+            done: frames.len(),
+            room: Room::Left,
+        }
+    }
+
+    fn writable(&self) -> BorrowedFd<'_> {
+        self.shared.send.as_fd()
     }
 }

@@ -36,6 +36,7 @@ pub use internal::{InternalOptions, create_internal};
 pub use link::{Link, LinkEvent, LinkMonitor};
 pub use open::{AttachOptions, DriverChoice, HideChoice, RingChoice, XdpMode, attach, cleanup};
 pub use port::{
-    Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
+    Capabilities, Driver, HostCounters, Offered, Outlet, OwnRing, Port, Resume, Room, RxErrors,
+    RxQueue, RxStatus, TxOutcome, TxRefusal,
 };
 pub use tunnel::{Tunnel, TunnelConfig, TunnelKind};

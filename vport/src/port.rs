@@ -11,7 +11,8 @@
 //! device's descriptors close when the port and all its queues have been dropped.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use frame::tunnel::TunnelKey;
 use frame::{Frame, Pool};
@@ -226,6 +227,53 @@ pub struct HostCounters {
     pub rx_errors: RxErrors,
 }
 
+/// Whether a device has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It has.
+    Left,
+    /// Not now; its descriptor becomes writable when it has.
+    Awaited,
+    /// Not now, and nobody will tell: to be tried again soon.
+    Later,
+}
+
+/// How an offer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// Frames from the front that are dealt with: sent, or refused for good.
+    pub done: usize,
+    /// Why the others aren't.
+    pub room: Room,
+}
+
+/// A port whose device may have no room for a while.
+pub trait Outlet: Send + Sync {
+    /// Sends `frames` in order, without blocking, as long as the device has room; counts those that it deals
+    /// with. A frame that a queue in the kernel drops is refused, or, with `patient`, is one for which there
+    /// is no room.
+    fn offer(&self, frames: &[Frame], patient: bool, outcome: &mut TxOutcome) -> Offered;
+
+    /// Becomes writable when there is room again.
+    fn writable(&self) -> BorrowedFd<'_>;
+}
+
+/// A ring that a port has of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnRing {
+    /// Whether it stops what feeds it.
+    pub backpressure: bool,
+    /// Places.
+    pub size: usize,
+    /// Frames in it.
+    pub len: usize,
+    /// What it has counted.
+    pub counters: crate::ring::Counters,
+}
+
+/// Called when a port's own ring goes on after a stop.
+pub type Resume = Arc<dyn Fn() + Send + Sync>;
+
 /// A device that frames go through.
 pub trait Port: Send + Sync {
     /// The driver in force.
@@ -249,6 +297,41 @@ pub trait Port: Send + Sync {
 
     /// Sends `frames` in order, without blocking; leaves the vector empty and its frames in `pool`.
     fn transmit(&self, frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome);
+
+    /// The same port as one that may have no room, if it tells when it has again. What takes frames at once
+    /// isn't one.
+    fn outlet(&self) -> Option<&dyn Outlet> {
+        None
+    }
+
+    /// The ring that it has of its own, if it has one.
+    fn own_ring(&self) -> Option<OwnRing> {
+        None
+    }
+
+    /// Whether its own ring tells what feeds it to pause.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
+    /// Frames for which its own ring has room, if that stops what feeds it; else there is no telling.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Who is to be told when its own ring goes on.
+    fn on_resume(&self, _resume: Resume) {}
+
+    /// Changes its own ring. What is None stays.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: it has none. `EINVAL`: a size that can't be.
+    fn set_ring(&self, _size: Option<usize>, _backpressure: Option<bool>) -> Result<(), Error> {
+        Err(Error::new(
+            libc::EOPNOTSUPP,
+            format!("{} takes frames at once, or never: a ring", self.name()),
+        ))
+    }
 
     /// What the kernel lost at its end.
     fn host_counters(&self) -> HostCounters;

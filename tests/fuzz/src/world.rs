@@ -49,6 +49,7 @@ impl World {
             workers: 0,
             cpus: None,
             busy_poll: std::time::Duration::ZERO,
+            rings: datapath::outlet::RingDefaults::default(),
             prompt_threads: 4,
             seed,
             max_connections: datapath::conntrack::MAX_CONNECTIONS,

@@ -37,7 +37,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::Error;
 use crate::link;
-use crate::port::Port;
+use crate::port::{Port, Resume};
 use crate::ring::{self, Deferred, Feeder, Notify, Ring, deferred};
 
 /// How many frames may wait for the peer, unless told otherwise.
@@ -137,9 +137,6 @@ pub struct StreamStatus {
     pub rx_unattached: u64,
 }
 
-/// Called when the ring towards the peer goes on after a stop.
-pub type Resume = Arc<dyn Fn() + Send + Sync>;
-
 /// The far end of the ring towards the peer.
 struct Outward {
     /// Wakes the stream's thread.
@@ -228,6 +225,23 @@ impl Shared {
 
     fn set_state(&self, state: State, reason: impl Into<String>) {
         *lock(&self.state) = (state, reason.into());
+    }
+
+    fn set_ring(&self, size: Option<usize>, backpressure: Option<bool>) -> Result<(), Error> {
+        if let Some(size) = size.filter(|size| !(1..=MAX_RING).contains(size)) {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("a ring of {size} (1 to {MAX_RING} frames)"),
+            ));
+        }
+        let ring = self.out.ring();
+        if let Some(size) = size {
+            ring.resize(size, drop);
+        }
+        if let Some(on) = backpressure {
+            ring.set_backpressure(on);
+        }
+        Ok(())
     }
 
     fn status(&self) -> StreamStatus {
@@ -401,24 +415,11 @@ impl Streams {
         ring: Option<usize>,
         backpressure: Option<bool>,
     ) -> Result<(), Error> {
-        if let Some(size) = ring.filter(|size| !(1..=MAX_RING).contains(size)) {
-            return Err(Error::new(
-                libc::EINVAL,
-                format!("a ring of {size} (1 to {MAX_RING} frames)"),
-            ));
-        }
         let streams = lock(&self.streams);
         let stream = streams
             .get(name)
             .ok_or_else(|| Error::new(libc::ENOENT, format!("stream {name}")))?;
-        let out = stream.shared.out.ring();
-        if let Some(size) = ring {
-            out.resize(size, drop);
-        }
-        if let Some(on) = backpressure {
-            out.set_backpressure(on);
-        }
-        Ok(())
+        stream.shared.set_ring(ring, backpressure)
     }
 
     /// A port on the stream whose device has that name now, if there is one.

@@ -11,7 +11,8 @@ use super::{Shared, State, acknowledge, lock, signal};
 use crate::error::Error;
 use crate::link::Link;
 use crate::port::{
-    Capabilities, Driver, HostCounters, Port, RxErrors, RxQueue, RxStatus, TxOutcome, TxRefusal,
+    Capabilities, Driver, HostCounters, OwnRing, Port, Resume, RxErrors, RxQueue, RxStatus,
+    TxOutcome, TxRefusal,
 };
 use crate::ring::Sleep;
 
@@ -126,6 +127,37 @@ impl Port for StreamPort {
         outcome.bytes += sizes[0] - sizes[1];
         outcome.refuse(TxRefusal::Full, pushed.full as u64);
         outcome.refuse(TxRefusal::Gone, pushed.closed as u64);
+    }
+
+    fn own_ring(&self) -> Option<OwnRing> {
+        let ring = self.shared.out.ring();
+        Some(OwnRing {
+            backpressure: ring.has_backpressure(),
+            size: ring.size(),
+            len: ring.len(),
+            counters: ring.counters(),
+        })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.out.ring().is_stopped()
+    }
+
+    fn room(&self) -> usize {
+        let ring = self.shared.out.ring();
+        if ring.has_backpressure() {
+            ring.room()
+        } else {
+            usize::MAX
+        }
+    }
+
+    fn on_resume(&self, resume: Resume) {
+        *lock(&self.shared.out.ring().notify().resume) = Some(resume);
+    }
+
+    fn set_ring(&self, size: Option<usize>, backpressure: Option<bool>) -> Result<(), Error> {
+        self.shared.set_ring(size, backpressure)
     }
 
     fn host_counters(&self) -> HostCounters {
