@@ -10,11 +10,13 @@
 //! - [`sender`]: frames, as fast as one thread can or at a steady rate.
 //! - [`wire`]: packet sockets as the sender, the floor and the receivers use them.
 //! - [`client`]: a scripted client of the daemon, in ovs-vswitchd's place.
+//! - [`delay`]: a delay line, for round-trip times.
 //! - [`cpu`]: who runs where.
 
 pub mod bed;
 pub mod client;
 pub mod cpu;
+pub mod delay;
 pub mod floor;
 pub mod latency;
 pub mod machine;

@@ -641,9 +641,7 @@ impl<'d> Loop<'d> {
             self.executor.flush(&batch);
             let now = now_ns();
             let fed = self.executor.transmit.take_fed();
-            if may_stop {
-                source.has_fed(fed, now);
-            }
+            source.has_fed(fed, now);
             let spent = now.saturating_sub(self.mark_ns);
             for load in [&*source.load, &*self.load] {
                 load.busy_ns.add(spent);

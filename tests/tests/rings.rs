@@ -232,10 +232,12 @@ fn whoever_pauses_goes_on_when_policy_size_or_port_change() -> Result<()> {
         shape(lab, b.port(), "50kbit")?;
         let stuck = || -> Result<()> {
             set(lab, b.port(), "--policy backpressure --ring 2")?;
-            datagrams(a, b, 30)?;
+            // Nothing else was fed lately.
+            std::thread::sleep(Duration::from_millis(50));
             until("it stops", SOON, || {
-                let ring = port(lab, b.port())?;
-                let ring = &ring["ring"];
+                datagrams(a, b, 5)?;
+                let port = port(lab, b.port())?;
+                let ring = &port["ring"];
                 Ok((count(ring, "stops")? > count(ring, "wakes")?).then_some(()))
             })
         };
