@@ -1,4 +1,4 @@
-//! How fast connections are made and looked up, and what each costs in memory:
+//! How fast connections are made, looked up, dumped and flushed, and what each costs in memory:
 //! `cargo run --release -p datapath --example conntrack [connections] [threads]`.
 //!
 //! Packets are made on the way and carried through the tracker alone: no ports, no flow table. Processor time
@@ -6,13 +6,19 @@
 //! however many processors they get.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use datapath::conntrack::{Config, Tracker};
+use datapath::ctnetlink::Ctnetlink;
 use datapath::packet::Packet;
 use flow::action::Conntrack;
 use flow::extract::{Metadata, extract};
 use frame::Frame;
+use netlink::message::{Header, Messages, flags};
+use netlink::{
+    Answer, Dump, Errno, Failure, Handler, Hub, Lane, Loopback, Protocol, Request, Service,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -47,6 +53,85 @@ fn packet(number: u32, reply: bool, packet: &mut Packet) {
     frame.set_len(from.len());
     packet.renew(frame, 1);
     packet.layers = extract(&mut packet.frame, &Metadata::default(), &mut packet.key).unwrap();
+}
+
+/// A server of ctnetlink alone.
+struct Server(Ctnetlink);
+
+impl Handler for Server {
+    fn lane(&self, _: &Request<'_>) -> Lane {
+        Lane::Prompt
+    }
+
+    fn handle(&self, _: &Request<'_>, _: &mut Answer<'_>) -> Result<(), Failure> {
+        Err(Errno::EOPNOTSUPP.into())
+    }
+
+    fn dump(&self, _: &Request<'_>) -> Result<Box<dyn Dump>, Failure> {
+        Err(Errno::EOPNOTSUPP.into())
+    }
+
+    fn gone(&self, _: u32) {}
+
+    fn before_sleep(&self) {}
+
+    fn service(&self, _: Protocol) -> Option<&dyn Service> {
+        Some(&self.0)
+    }
+}
+
+/// A request about connections, of one zone or of all: how many messages come back.
+fn ask(server: &Server, message: u8, more: u16, zone: Option<u16>) -> usize {
+    let mut request = Vec::new();
+    Header {
+        len: if zone.is_some() { 28 } else { 20 },
+        kind: u16::from_be_bytes([1, message]),
+        flags: flags::REQUEST | more,
+        seq: 1,
+        pid: 0,
+    }
+    .emit(&mut request);
+    request.extend([0; 4]);
+    if let Some(zone) = zone {
+        // CTA_ZONE
+        request.extend([6, 0, 18, 0]);
+        request.extend(zone.to_be_bytes());
+        request.extend([0; 2]);
+    }
+    let client = Loopback {
+        protocol: Protocol::Netfilter,
+        ..Loopback::new(Hub::default(), 1)
+    };
+    let said = client.exchange(server, &request);
+    said.iter()
+        .map(|datagram| Messages::new(datagram).count())
+        .sum()
+}
+
+/// Zone 2 has ten connections, all others are in zone 1.
+fn clients(tracker: Arc<Tracker>) {
+    for number in 0..10 {
+        let mut one = Packet::default();
+        packet(number, false, &mut one);
+        let what = Conntrack {
+            zone: 2,
+            commit: true,
+            ..Conntrack::default()
+        };
+        tracker.execute(&mut one, &what, SECOND).unwrap();
+    }
+    let server = Server(Ctnetlink::new(tracker, || SECOND));
+    for (what, message, more, zone) in [
+        ("dump, all", 1, flags::DUMP, None),
+        ("dump, ten in a zone", 1, flags::DUMP, Some(2)),
+        ("dump, an empty zone", 1, flags::DUMP, Some(3)),
+        ("flush, ten in a zone", 2, 0, Some(2)),
+        ("flush, all", 2, 0, None),
+    ] {
+        let began = Instant::now();
+        let messages = ask(&server, message, more, zone);
+        println!("{what:<22} {:>10.1?}, {messages} messages", began.elapsed());
+    }
 }
 
 fn resident() -> u64 {
@@ -85,7 +170,7 @@ fn main() {
         max_connections: connections as usize * 11 / 10,
         ..Config::new(1)
     };
-    let tracker = Tracker::new(config, 0);
+    let tracker = Arc::new(Tracker::new(config, 0));
     let before = resident();
     let look = Conntrack {
         zone: 1,
@@ -130,4 +215,5 @@ fn main() {
     }
     println!("memory:    {bytes:>12} bytes a connection");
     println!("a look at each: {swept:?}");
+    clients(tracker);
 }
