@@ -199,6 +199,7 @@ impl Bed {
                 number,
                 kind: VportType::Netdev,
                 name: "sink".into(),
+                ring: None,
                 device: Box::new(Sink),
                 tunnel: None,
                 renamed: ArcSwap::default(),
