@@ -218,6 +218,7 @@ mod tests {
                 prompt_threads: 1,
                 seed: 1,
                 max_connections: 16,
+                rings: crate::outlet::RingDefaults::default(),
                 driver: ::vport::DriverChoice::AfPacket,
                 run_prefix: "test".into(),
                 force_veth: false,
