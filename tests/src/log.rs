@@ -25,6 +25,10 @@ pub const ALWAYS: &[Expected] = &[
         reason: "belongs to the report of a long poll interval",
     },
     Expected {
+        text: "|WARN|disk: ",
+        reason: "belongs to the report of a long poll interval",
+    },
+    Expected {
         text: "ms waiting for",
         reason: "a busy machine delays a thread: no statement about the datapath",
     },
