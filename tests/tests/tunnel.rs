@@ -158,6 +158,42 @@ fn gre_over_ipv6_carries_pings() -> Result<()> {
     })
 }
 
+#[test]
+fn erspan_of_both_versions_carries_pings() -> Result<()> {
+    for options in [
+        "options:key=7 options:erspan_ver=1 options:erspan_idx=3",
+        "options:key=7 options:erspan_ver=2 options:erspan_dir=1 options:erspan_hwid=4",
+    ] {
+        between("erspan", options, false, |_, _, a, b| both_ways(a, b))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn erspan_over_ipv6_carries_pings() -> Result<()> {
+    let options = "options:key=7 options:erspan_ver=1 options:erspan_idx=3";
+    between("ip6erspan", options, true, |_, _, a, b| both_ways(a, b))
+}
+
+/// Two kinds over GRE side by side: each gets its own.
+#[test]
+fn gre_and_erspan_share_a_protocol() -> Result<()> {
+    between("gre", "options:key=7", false, |left, right, a, b| {
+        for (lab, remote) in [(left, RIGHT), (right, LEFT)] {
+            lab.vsctl(format!(
+                "add-port br0 tun1 -- set interface tun1 type=erspan options:remote_ip={remote} \
+                 options:key=9 options:erspan_ver=1 options:erspan_idx=3"
+            ))?;
+            lab.port_works("tun1")?;
+            lab.ofctl("add-flow br0 in_port=tun1,actions=drop")?;
+        }
+        both_ways(a, b)?;
+        let dropped = |lab: &Lab| -> Result<bool> { Ok(lab.status()?.contains("tunnel_header")) };
+        ensure!(!dropped(left)? && !dropped(right)?);
+        Ok(())
+    })
+}
+
 /// TCP over default MTUs: the first segments are too long for the tunnel, and their sender is told.
 fn tcp(kind: &str, options: &str, v6: bool) -> Result<()> {
     between(kind, options, v6, |left, _, a, b| {

@@ -74,15 +74,17 @@ pub fn config(kind: &str, data: Attrs<'_>) -> Result<Wanted, Errno> {
                 }
             }
         }
-        "gretap" | "ip6gretap" => {
+        "gretap" | "ip6gretap" | "erspan" | "ip6erspan" => {
             config.kind = match kind {
                 "gretap" => TunnelKind::Gre,
-                _ => TunnelKind::Ip6Gre,
+                "ip6gretap" => TunnelKind::Ip6Gre,
+                "erspan" => TunnelKind::Erspan,
+                _ => TunnelKind::Ip6Erspan,
             };
             collects = has(&data, gre::COLLECT_METADATA);
         }
         // In the kernel they are of no use to a datapath that isn't in it.
-        "erspan" | "ip6erspan" | "gre" | "ip6gre" if has(&data, gre::COLLECT_METADATA) => {
+        "gre" | "ip6gre" if has(&data, gre::COLLECT_METADATA) => {
             return Ok(Wanted::Missing);
         }
         // Has no other mode.

@@ -4,7 +4,7 @@
 use frame::Frame;
 use frame::tunnel::vxlan::Extensions;
 use frame::tunnel::{
-    Payload, TunnelKey, V4, V6, ecn, geneve, gre, outer, too_big, tunnel_flags, vxlan,
+    Payload, TunnelKey, V4, V6, ecn, erspan, geneve, gre, outer, too_big, tunnel_flags, vxlan,
 };
 use frame::{Gso, GsoKind, Pool};
 use proptest::collection::vec;
@@ -21,6 +21,8 @@ fn packet() -> impl Strategy<Value = Vec<u8>> {
         Just(vec![0x0c, 0, 0, 3]),
         Just(vec![0x02, 0x40, 0x65, 0x58]),
         Just(vec![0xb0, 0, 0x65, 0x58]),
+        Just(vec![0x10, 0, 0x88, 0xbe, 0, 0, 0, 1, 0x10]),
+        Just(vec![0x30, 0, 0x22, 0xeb, 0, 0, 0, 1, 0, 0, 0, 2, 0x20]),
         Just(vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, 0x45]),
         Just(vec![
             2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 0x86, 0xdd, 0x60
@@ -67,6 +69,7 @@ proptest! {
             vxlan::parse(&bytes, speaks, &mut TunnelKey::none()),
             geneve::parse(&bytes, &mut TunnelKey::none()),
             gre::parse(&bytes, vouched, &mut TunnelKey::none()),
+            erspan::parse(&bytes, vouched, &mut TunnelKey::none()),
         ];
         for inner in parsed.into_iter().flatten() {
             prop_assert!(inner.header <= bytes.len());

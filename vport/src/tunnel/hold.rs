@@ -103,10 +103,10 @@ fn receiver(config: &TunnelConfig, ethertype: u16) -> Result<PacketSocket, Errno
     socket.set_ignore_outgoing()?;
     inet::set_buffer(&socket, RECEIVE_BUFFER, true)?;
     let protocol = wire::protocol(config.kind);
-    let port = config.kind.is_udp().then_some(config.port);
+    let marks = wire::marks(config);
     let program = match ethertype {
-        ETH_P_IP => filter_v4(protocol, port),
-        _ => filter_v6(protocol, port),
+        ETH_P_IP => filter_v4(protocol, &marks),
+        _ => filter_v6(protocol, &marks),
     };
     socket.set_classic_filter(&program)?;
     socket.bind_protocol(ethertype)?;
@@ -145,17 +145,31 @@ const fn op(code: u16, k: u32) -> sock_filter {
     }
 }
 
-/// Builds a program in which every test that fails jumps to its end, which drops.
-fn program(steps: &[(sock_filter, Option<bool>)]) -> Vec<sock_filter> {
+/// What becomes of a packet behind a step.
+#[derive(Clone, Copy)]
+enum Then {
+    /// The next step, whatever this one was.
+    On,
+    /// On if the test holds, else it is dropped.
+    OnIf,
+    /// On unless the test holds.
+    OnUnless,
+    /// Accepted if the test holds, else on.
+    DoneIf,
+}
+
+/// Builds a program that accepts what comes to its end.
+fn program(steps: &[(sock_filter, Then)]) -> Vec<sock_filter> {
     let mut program: Vec<sock_filter> = Vec::with_capacity(steps.len() + 2);
-    for (index, (step, test)) in steps.iter().enumerate() {
+    for (index, (step, then)) in steps.iter().enumerate() {
         let mut step = *step;
-        // Past the rest of the steps and the return that accepts.
-        let out = u8::try_from(steps.len() - index).unwrap_or(u8::MAX);
-        match test {
-            Some(true) => step.jf = out,
-            Some(false) => step.jt = out,
-            None => {}
+        // Past the rest of the steps, to the return that accepts; behind it is the one that drops.
+        let done = u8::try_from(steps.len() - index - 1).unwrap_or(u8::MAX);
+        match then {
+            Then::On => {}
+            Then::OnIf => step.jf = done.saturating_add(1),
+            Then::OnUnless => step.jt = done.saturating_add(1),
+            Then::DoneIf => step.jt = done,
         }
         program.push(step);
     }
@@ -164,42 +178,47 @@ fn program(steps: &[(sock_filter, Option<bool>)]) -> Vec<sock_filter> {
     program
 }
 
-/// To this host, of this protocol, for this port, whole.
-fn filter_v4(protocol: u8, port: Option<u16>) -> Vec<sock_filter> {
+/// One of these is what was loaded.
+fn one_of(marks: &[u16]) -> impl Iterator<Item = (sock_filter, Then)> {
+    let last = marks.len().saturating_sub(1);
+    marks.iter().enumerate().map(move |(index, mark)| {
+        let then = if index == last {
+            Then::OnIf
+        } else {
+            Then::DoneIf
+        };
+        (op(JUMP_EQUAL, u32::from(*mark)), then)
+    })
+}
+
+/// To this host, of this protocol, with one of these marks, whole.
+fn filter_v4(protocol: u8, marks: &[u16]) -> Vec<sock_filter> {
     let mut steps = vec![
-        (op(LOAD_WORD, PACKET_TYPE), None),
-        (op(JUMP_EQUAL, TO_US), Some(true)),
-        (op(LOAD_BYTE, NETWORK + 9), None),
-        (op(JUMP_EQUAL, u32::from(protocol)), Some(true)),
-        (op(LOAD_HALF, NETWORK + 6), None),
-        (op(JUMP_ANY_SET, FRAGMENT), Some(false)),
+        (op(LOAD_WORD, PACKET_TYPE), Then::On),
+        (op(JUMP_EQUAL, TO_US), Then::OnIf),
+        (op(LOAD_BYTE, NETWORK + 9), Then::On),
+        (op(JUMP_EQUAL, u32::from(protocol)), Then::OnIf),
+        (op(LOAD_HALF, NETWORK + 6), Then::On),
+        (op(JUMP_ANY_SET, FRAGMENT), Then::OnUnless),
+        (op(LOAD_BYTE, NETWORK), Then::On),
+        (op(AND, 0xf), Then::On),
+        (op(SHIFT_LEFT, 2), Then::On),
+        (op(TO_X, 0), Then::On),
+        (op(LOAD_HALF_AT_X, NETWORK + 2), Then::On),
     ];
-    if let Some(port) = port {
-        steps.extend([
-            (op(LOAD_BYTE, NETWORK), None),
-            (op(AND, 0xf), None),
-            (op(SHIFT_LEFT, 2), None),
-            (op(TO_X, 0), None),
-            (op(LOAD_HALF_AT_X, NETWORK + 2), None),
-            (op(JUMP_EQUAL, u32::from(port)), Some(true)),
-        ]);
-    }
+    steps.extend(one_of(marks));
     program(&steps)
 }
 
-fn filter_v6(protocol: u8, port: Option<u16>) -> Vec<sock_filter> {
+fn filter_v6(protocol: u8, marks: &[u16]) -> Vec<sock_filter> {
     let mut steps = vec![
-        (op(LOAD_WORD, PACKET_TYPE), None),
-        (op(JUMP_EQUAL, TO_US), Some(true)),
-        (op(LOAD_BYTE, NETWORK + 6), None),
-        (op(JUMP_EQUAL, u32::from(protocol)), Some(true)),
+        (op(LOAD_WORD, PACKET_TYPE), Then::On),
+        (op(JUMP_EQUAL, TO_US), Then::OnIf),
+        (op(LOAD_BYTE, NETWORK + 6), Then::On),
+        (op(JUMP_EQUAL, u32::from(protocol)), Then::OnIf),
+        (op(LOAD_HALF, NETWORK + 40 + 2), Then::On),
     ];
-    if let Some(port) = port {
-        steps.extend([
-            (op(LOAD_HALF, NETWORK + 40 + 2), None),
-            (op(JUMP_EQUAL, u32::from(port)), Some(true)),
-        ]);
-    }
+    steps.extend(one_of(marks));
     program(&steps)
 }
 
@@ -208,16 +227,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_test_jumps_to_the_end() {
-        let program = filter_v4(wire::UDP, Some(4789));
-        let last = program.len() - 1;
-        assert_eq!((program[last].code, program[last].k), (RETURN, 0));
-        for (at, step) in program.iter().enumerate() {
-            if matches!(step.code, JUMP_EQUAL | JUMP_ANY_SET) {
-                let out = at + 1 + usize::from(step.jt.max(step.jf));
-                assert_eq!(out, last);
-                assert_eq!(step.jt.min(step.jf), 0);
+    fn every_jump_leads_to_one_of_the_two_ends() {
+        for program in [
+            filter_v4(wire::UDP, &[4789]),
+            filter_v6(wire::GRE, &[0x88be, 0x22eb]),
+        ] {
+            let last = program.len() - 1;
+            assert_eq!((program[last].code, program[last].k), (RETURN, 0));
+            assert_eq!((program[last - 1].code, program[last - 1].k), (RETURN, ALL));
+            for (at, step) in program.iter().enumerate() {
+                for jump in [step.jt, step.jf] {
+                    let to = at + 1 + usize::from(jump);
+                    assert!(jump == 0 || to == last || to == last - 1, "{at}");
+                }
             }
+            // The last test's failure drops.
+            assert_eq!(program[last - 2].jf, 1);
         }
     }
 }

@@ -29,7 +29,7 @@ mod reflect;
 mod send;
 mod wire;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use frame::tunnel::TunnelKey;
@@ -57,6 +57,10 @@ pub enum TunnelKind {
     Gre,
     /// GRE with Ethernet frames, over IPv6.
     Ip6Gre,
+    /// ERSPAN types II and III, over IPv4.
+    Erspan,
+    /// ERSPAN types II and III, over IPv6.
+    Ip6Erspan,
 }
 
 impl TunnelKind {
@@ -67,6 +71,8 @@ impl TunnelKind {
             Self::Geneve => "geneve",
             Self::Gre => "gre",
             Self::Ip6Gre => "ip6gre",
+            Self::Erspan => "erspan",
+            Self::Ip6Erspan => "ip6erspan",
         }
     }
 
@@ -79,8 +85,8 @@ impl TunnelKind {
     const fn families(self) -> (bool, bool) {
         match self {
             Self::Vxlan | Self::Geneve => (true, true),
-            Self::Gre => (true, false),
-            Self::Ip6Gre => (false, true),
+            Self::Gre | Self::Erspan => (true, false),
+            Self::Ip6Gre | Self::Ip6Erspan => (false, true),
         }
     }
 }
@@ -105,6 +111,8 @@ struct Shared {
     paths: path::Paths,
     reflection: reflect::Reflection,
     received: Received,
+    /// Of the next packet that has a sequence number.
+    sequence: AtomicU32,
     _hold: hold::Hold,
 }
 
@@ -160,6 +168,7 @@ impl Tunnel {
             reflection: reflect::Reflection::new()
                 .map_err(|errno| Error::os(errno, format!("eventfd for {name}")))?,
             received: Received::default(),
+            sequence: AtomicU32::new(0),
             _hold: hold,
         };
         Ok(Self {

@@ -248,7 +248,7 @@ fn prepare_borrowed(
         ttl: key.ttl,
     };
     let mut add = |mut datagram: Frame| {
-        wire::push(config, &mut datagram, &key).map_err(|_| TxRefusal::TooLong)?;
+        wire::push(shared, &mut datagram, &key)?;
         bundle.ready.push(Ready {
             choice,
             envelope,

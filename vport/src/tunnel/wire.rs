@@ -1,9 +1,13 @@
 //! Which header a tunnel's kind puts in front, and reads.
 
-use frame::tunnel::{Inner, Payload, Refused, TunnelKey, geneve, gre, outer, vxlan};
-use frame::{Frame, FrameError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{TunnelConfig, TunnelKind};
+use frame::Frame;
+use frame::tunnel::{Inner, Payload, Refused, TunnelKey, erspan, geneve, gre, outer, vxlan};
+
+use super::{Shared, TunnelConfig, TunnelKind};
+use crate::port::TxRefusal;
 
 /// IP protocol numbers.
 pub(super) const UDP: u8 = 17;
@@ -31,6 +35,7 @@ pub(super) fn parse(
             })
         }
         TunnelKind::Gre | TunnelKind::Ip6Gre => gre::parse(packet, vouched, key),
+        TunnelKind::Erspan | TunnelKind::Ip6Erspan => erspan::parse(packet, vouched, key),
     }
 }
 
@@ -43,20 +48,35 @@ pub(super) fn parse_datagram(
     match config.kind {
         TunnelKind::Vxlan => vxlan::parse(datagram, config.extensions, key),
         TunnelKind::Geneve => geneve::parse(datagram, key),
-        TunnelKind::Gre | TunnelKind::Ip6Gre => Err(Refused::Protocol),
+        _ => Err(Refused::Protocol),
     }
 }
 
 /// Puts the tunnel's own header in front of a frame.
-pub(super) fn push(
-    config: &TunnelConfig,
-    frame: &mut Frame,
-    key: &TunnelKey,
-) -> Result<(), FrameError> {
-    match config.kind {
+pub(super) fn push(shared: &Shared, frame: &mut Frame, key: &TunnelKey) -> Result<(), TxRefusal> {
+    let config = &shared.config;
+    let pushed = match config.kind {
         TunnelKind::Vxlan => vxlan::push(frame, config.extensions, key, Payload::Ethernet),
         TunnelKind::Geneve => geneve::push(frame, key),
         TunnelKind::Gre | TunnelKind::Ip6Gre => gre::push(frame, key),
+        TunnelKind::Erspan | TunnelKind::Ip6Erspan => {
+            match erspan::push(frame, key, stamp(shared)) {
+                Ok(true) => Ok(()),
+                // Nobody said which version, so there is nowhere to go.
+                Ok(false) => return Err(TxRefusal::Unreachable),
+                Err(error) => Err(error),
+            }
+        }
+    };
+    pushed.map_err(|_too_long| TxRefusal::TooLong)
+}
+
+fn stamp(shared: &Shared) -> erspan::Stamp {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    erspan::Stamp {
+        sequence: shared.sequence.fetch_add(1, Relaxed),
+        // It wraps every five days, as all clocks of 32 bits do.
+        time: time.map_or(0, |time| (time.as_micros() / 100) as u32),
     }
 }
 
@@ -70,6 +90,18 @@ pub(super) fn overhead(config: &TunnelConfig, key: &TunnelKey) -> usize {
         TunnelKind::Vxlan => outer::UDP_HEADER + vxlan::HEADER,
         TunnelKind::Geneve => outer::UDP_HEADER + geneve::length(key),
         TunnelKind::Gre | TunnelKind::Ip6Gre => gre::length(key),
+        TunnelKind::Erspan | TunnelKind::Ip6Erspan => erspan::length(key),
+    }
+}
+
+/// What stands at the third byte behind the IP header of a tunnel's packets: the UDP port, or GRE's protocol.
+pub(super) fn marks(config: &TunnelConfig) -> Vec<u16> {
+    match config.kind {
+        TunnelKind::Vxlan | TunnelKind::Geneve => vec![config.port],
+        TunnelKind::Gre | TunnelKind::Ip6Gre => vec![frame::tunnel::ETH_P_TEB],
+        TunnelKind::Erspan | TunnelKind::Ip6Erspan => {
+            vec![erspan::ETH_P_ERSPAN, erspan::ETH_P_ERSPAN2]
+        }
     }
 }
 

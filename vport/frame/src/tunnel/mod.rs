@@ -5,6 +5,7 @@
 //! [`outer`]'s on the way in, and the kernel's on the way out.
 
 pub mod ecn;
+pub mod erspan;
 pub mod geneve;
 pub mod gre;
 pub mod key;
