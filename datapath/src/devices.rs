@@ -222,7 +222,6 @@ mod tests {
                 driver: ::vport::DriverChoice::AfPacket,
                 run_prefix: "test".into(),
                 force_veth: false,
-                rings: crate::outlet::RingDefaults::default(),
                 notes: Vec::new(),
             };
             let (notices, _mail) = mailbox().unwrap();
