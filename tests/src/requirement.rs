@@ -14,6 +14,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("ethtool", "ethtool"),
     ("ping", "iputils-ping"),
     ("nft", "nftables"),
+    ("conntrack", "conntrack"),
 ];
 
 /// Whether a program is installed.

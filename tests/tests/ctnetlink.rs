@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tests::Endpoint;
 use tests::lab::{self, Lab};
 use tests::traffic::{ping_ok, tcp};
-use tests::{requirement, wait};
+use tests::wait;
 
 /// Zone 7 for IPv4, zone 8 for IPv6; b's answers are tracked too.
 const RULES: [&str; 5] = [
@@ -229,10 +229,6 @@ fn who_may_not_change_sees_nothing() -> Result<()> {
 /// An independent decoder: conntrack-tools.
 #[test]
 fn conntrack_tools_agree() -> Result<()> {
-    if !requirement::installed("conntrack") {
-        eprintln!("skipped: conntrack isn't installed; `apt-get install conntrack`");
-        return Ok(());
-    }
     lab::test_ovs_dpd(|lab| {
         connections(lab)?;
         let conntrack = |words: &str| -> Result<String> {
