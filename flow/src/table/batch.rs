@@ -9,7 +9,7 @@
 use std::array::from_fn;
 
 use super::seed::Seed;
-use super::tree::Leaf;
+use super::tree::{self, Leaf};
 use super::{Contents, LANES};
 use crate::flow::Flow;
 use crate::key::Key;
@@ -26,9 +26,40 @@ impl Contents {
         looked_at: &mut u64,
     ) -> [Found<'a>; LANES] {
         let forest = self.forest.load();
-        // Before the tree is searched; see `tree`.
-        let in_two_trees = forest.is_taking_over();
-        let leaves = forest.leaves(keys);
+        // In this order; see `tree`.
+        let previous = forest.before();
+        let mut found = self.search_leaves(seed, keys, forest.leaves(keys), looked_at);
+        let Some(previous) = previous else {
+            return found;
+        };
+        // Side by side too: all of those that the new tree doesn't have yet.
+        let mut left = [const { &Key::ZERO }; LANES];
+        let mut lanes = [0; LANES];
+        let mut count = 0;
+        for (lane, (key, found)) in keys.iter().zip(&found).enumerate() {
+            if found.is_none() {
+                (left[count], lanes[count]) = (*key, lane);
+                count += 1;
+            }
+        }
+        let left = left.get(..count).unwrap_or_default();
+        let leaves = tree::leaves_from(previous, left);
+        let more = self.search_leaves(seed, left, leaves, looked_at);
+        for (lane, more) in lanes.into_iter().zip(more).take(count) {
+            found[lane] = more;
+        }
+        found
+    }
+
+    /// What matches of the leaf that each key's way has led to.
+    #[inline]
+    fn search_leaves<'a>(
+        &'a self,
+        seed: &Seed,
+        keys: &[&Key],
+        leaves: [Leaf<'a>; LANES],
+        looked_at: &mut u64,
+    ) -> [Found<'a>; LANES] {
         let leaves = leaves.get(..keys.len()).unwrap_or(&leaves);
 
         // Of masks with many flows: their parts, the hash and its bucket, the slot in that.
@@ -78,12 +109,12 @@ impl Contents {
                     None
                 }
                 // Taken out since the leaf was read: another may have come in its place.
-                (None, Leaf::Flow { .. }) => forest.find(&self.slots, seed, key, looked_at),
+                (None, Leaf::Flow { .. }) => {
+                    let forest = self.forest.load();
+                    forest.find(&self.slots, seed, key, looked_at)
+                }
                 (_, leaf) => leaf.find(&self.slots, seed, key, looked_at),
             };
-            if found[lane].is_none() && in_two_trees {
-                found[lane] = forest.find(&self.slots, seed, key, looked_at);
-            }
         }
         found
     }

@@ -171,6 +171,45 @@ fn way<'a>(mut at: Either<&'a Node>, key: &Key) -> Either<&'a Node> {
     at
 }
 
+/// Where the ways of several keys end that begin here.
+#[inline]
+pub(super) fn leaves_from<'a>(root: Either<&'a Node>, keys: &[&Key]) -> [Leaf<'a>; LANES] {
+    let mut leaves = [Leaf::None; LANES];
+    let root = match root {
+        Either::To(root) => root,
+        number => return [Leaf::from(number); LANES],
+    };
+    let mut ways = [(root, chunks(&Key::ZERO), 0); LANES];
+    for ((lane, key), way) in keys.iter().enumerate().zip(&mut ways) {
+        *way = (root, chunks(key), lane);
+    }
+    // Those that aren't at their end yet are the first ones.
+    let mut count = keys.len().min(LANES);
+    while count != 0 {
+        let mut nth = 0;
+        while nth < count {
+            let (at, chunks, lane) = &mut ways[nth];
+            let next = match at {
+                Node::Test(test, sides) => sides[usize::from(test.passes(chunks))].0.load(),
+                _ => Either::To(*at),
+            };
+            match next {
+                Either::To(node) if !std::ptr::eq(node, *at) => {
+                    prefetch(node);
+                    *at = node;
+                    nth += 1;
+                }
+                end => {
+                    leaves[*lane] = Leaf::from(end);
+                    count -= 1;
+                    ways[nth] = ways[count];
+                }
+            }
+        }
+    }
+    leaves
+}
+
 impl<'a> From<Either<&'a Node>> for Leaf<'a> {
     #[inline]
     fn from(at: Either<&'a Node>) -> Self {
@@ -224,7 +263,7 @@ impl Forest {
         })
     }
 
-    /// As [`Link::find`], in both trees.
+    /// As [`Leaf::find`], in both trees.
     #[inline]
     pub(super) fn find<'a>(
         &self,
@@ -243,44 +282,19 @@ impl Forest {
         }
     }
 
-    /// Where the ways of several keys through the tree end. Of the previous tree see
-    /// [`Forest::is_taking_over`], which is to be asked before.
+    /// Where the ways of several keys through the tree end; not in the previous one.
     #[inline]
-    pub(super) fn leaves<'a>(&'a self, keys: &[&Key]) -> [Leaf<'a>; LANES] {
-        let mut leaves = [Leaf::None; LANES];
-        let root = match self.tree.0.load() {
-            Either::To(root) => root,
-            number => return [Leaf::from(number); LANES],
-        };
-        let mut ways = [(root, chunks(&Key::ZERO), 0); LANES];
-        for ((lane, key), way) in keys.iter().enumerate().zip(&mut ways) {
-            *way = (root, chunks(key), lane);
+    pub(super) fn leaves(&self, keys: &[&Key]) -> [Leaf<'_>; LANES] {
+        leaves_from(self.tree.0.load(), keys)
+    }
+
+    /// Where the previous tree begins, if there is one. To be taken before the tree is searched.
+    #[inline]
+    pub(super) fn before(&self) -> Option<Either<&Node>> {
+        match self.previous.0.load() {
+            Either::Number(NOTHING) => None,
+            before => Some(before),
         }
-        // Those that aren't at their end yet are the first ones.
-        let mut count = keys.len().min(LANES);
-        while count != 0 {
-            let mut nth = 0;
-            while nth < count {
-                let (at, chunks, lane) = &mut ways[nth];
-                let next = match at {
-                    Node::Test(test, sides) => sides[usize::from(test.passes(chunks))].0.load(),
-                    _ => Either::To(*at),
-                };
-                match next {
-                    Either::To(node) if !std::ptr::eq(node, *at) => {
-                        prefetch(node);
-                        *at = node;
-                        nth += 1;
-                    }
-                    end => {
-                        leaves[*lane] = Leaf::from(end);
-                        count -= 1;
-                        ways[nth] = ways[count];
-                    }
-                }
-            }
-        }
-        leaves
     }
 
     /// Is there a previous tree?
