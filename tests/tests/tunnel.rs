@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use tests::Lab;
+use anyhow::{Context, Result, ensure};
 use tests::lab;
 use tests::replay::laboratory;
 use tests::replay::packets::attribute;
@@ -12,6 +11,7 @@ use tests::replay::session::{errno, request};
 use tests::replay::translate::family;
 use tests::traffic::iperf::iperf3;
 use tests::traffic::{ping, ping_ok};
+use tests::{Lab, Switch};
 
 /// The ends of the cable between the two hosts.
 const LEFT: &str = "172.31.0.1";
@@ -290,6 +290,68 @@ fn the_kernels_vxlan_device_is_a_peer() -> Result<()> {
             ensure!(megabits > 20.0, "{through:?}");
         }
         Ok(())
+    })
+}
+
+/// Open vSwitch's own datapath in user space at the other end, with its native tunnels.
+#[test]
+fn open_vswitch_in_user_space_is_a_peer() -> Result<()> {
+    for (kind, options) in [
+        ("geneve", "options:key=7"),
+        ("geneve", "options:key=7 options:csum=true"),
+        ("gre", "options:key=7"),
+        ("gre", "options:key=7 options:csum=true"),
+        (
+            "erspan",
+            "options:key=7 options:erspan_ver=2 options:erspan_dir=1 options:erspan_hwid=4",
+        ),
+        ("vxlan", "options:key=7"),
+    ] {
+        with_netdev(kind, options).with_context(|| format!("{kind} {options}"))?;
+    }
+    Ok(())
+}
+
+fn with_netdev(kind: &str, options: &str) -> Result<()> {
+    lab::test_ovs_dpd(|left| {
+        lab::test_over(Switch::Netdev, |right| {
+            let cable = format!(
+                "link add t-under type veth peer name t-under netns {}",
+                right.host().name()
+            );
+            left.host().ip(cable.as_str())?;
+            underlay(left, LEFT, LEFT6)?;
+            // It sends its checksums half done over a veth, and takes none that are.
+            left.host().exec("ethtool -K t-under tx off")?;
+            right.host().ip("link set t-under up")?;
+            right.host().exec("ethtool -K t-under tx off")?;
+            right.bridge("br-under")?;
+            right.device("br-under", "t-under", "")?;
+            right.vsctl([
+                "set",
+                "bridge",
+                "br-under",
+                "other_config:hwaddr=02:00:00:31:00:02",
+            ])?;
+            right
+                .host()
+                .ip(format!("addr add {RIGHT}/24 dev br-under").as_str())?;
+            right.host().ip("link set br-under up")?;
+            left.bridge("br0")?;
+            right.bridge("br0")?;
+            tunnel(left, kind, RIGHT, options)?;
+            tunnel(right, kind, LEFT, options)?;
+            let a = left.host_on("br0", "a", "10.9.0.1/24")?;
+            let b = right.host_on("br0", "b", "10.9.0.2/24")?;
+            b.namespace()
+                .ip("link set eth0 address 02:00:00:00:02:02")?;
+            // It learns where its peer is by what its own host asks.
+            tests::wait::soon("the peer's neighbour", || {
+                Ok(ping(right.host(), LEFT, 1, "-W 1")?.received == 1
+                    && ping(b.namespace(), "10.9.0.1", 1, "-W 1")?.received == 1)
+            })?;
+            both_ways(&a, &b)
+        })
     })
 }
 
