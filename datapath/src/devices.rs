@@ -7,11 +7,12 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use ::vport::{LinkEvent, LinkMonitor};
 use crossbeam_epoch::LocalHandle;
 use netlink::{Family, Group};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::daemon::Daemon;
 use crate::datapath::Datapath;
@@ -66,16 +67,23 @@ impl Devices {
     }
 }
 
+/// How often the ports are looked after, which nobody else may do for a long time.
+const CARE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
 /// The devices thread's life: until [`Notice::Stop`].
 pub fn follow(daemon: &Daemon, mail: &Mailbox<Notice>, mut monitor: LinkMonitor) {
     let handle = daemon.reclaimer.register();
     let mut events = Vec::new();
+    let mut cared = Instant::now();
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(mail.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN),
         ];
-        if let Err(errno) = poll(&mut fds, None)
+        if let Err(errno) = poll(&mut fds, Some(&CARE))
             && errno != rustix::io::Errno::INTR
         {
             tracing::error!("devices: poll: {errno}: changes of devices go unnoticed from now on");
@@ -96,6 +104,13 @@ pub fn follow(daemon: &Daemon, mail: &Mailbox<Notice>, mut monitor: LinkMonitor)
         }
         if look {
             observe(daemon);
+        }
+        if cared.elapsed().as_secs() >= CARE.tv_sec.unsigned_abs() {
+            for datapath in daemon.datapaths().iter() {
+                let ports = datapath.ports.load_full();
+                ports.iter().for_each(|port| port.device.look_after());
+            }
+            cared = Instant::now();
         }
         if let Err(error) = monitor.receive(&mut events) {
             tracing::warn!("devices: {error}");

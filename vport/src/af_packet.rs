@@ -337,7 +337,7 @@ impl Port for AfPacket {
         Some(self)
     }
 
-    fn host_counters(&self) -> HostCounters {
+    fn look_after(&self) {
         let shared = &self.shared;
         for (socket, ring) in shared.receive.iter().zip(&shared.rings) {
             // Fails only for a descriptor that isn't a packet socket.
@@ -351,6 +351,11 @@ impl Port for AfPacket {
                 Err(errno) => tracing::error!("{}: receives no more: {errno}", self.name()),
             }
         }
+    }
+
+    fn host_counters(&self) -> HostCounters {
+        self.look_after();
+        let shared = &self.shared;
         HostCounters {
             queue_full: shared.queue_full.load(Relaxed),
             rx_errors: RxErrors {

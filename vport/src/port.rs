@@ -333,6 +333,9 @@ pub trait Port: Send + Sync {
         ))
     }
 
+    /// Mends what the kernel has broken without telling anybody. Cheap; to be called every few seconds.
+    fn look_after(&self) {}
+
     /// What the kernel lost at its end.
     fn host_counters(&self) -> HostCounters;
 

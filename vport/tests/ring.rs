@@ -249,10 +249,11 @@ fn a_ring_that_the_kernel_lost_becomes_a_queue() {
     tap.send(gso(4000, 2, 132, GsoKind::TcpV4));
     tap.send(numbered(62, 3));
     assert_eq!(number(&host.next(2000).unwrap()), Some(3));
-    host.port.host_counters();
+    host.port.look_after();
     assert!(host.port.mode().contains("receive ring of "));
     // UDP to be cut into fragments: no virtio-net header says so.
     tap.send(gso(4000, 4, 17, GsoKind::UdpFragments));
+    host.port.look_after();
     let lost = host.port.host_counters();
     assert_eq!(lost.queue_full, 1, "{lost:?}");
     assert!(
