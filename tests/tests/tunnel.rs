@@ -224,6 +224,52 @@ fn vxlan_with_checksums_carries_tcp_over_default_mtus() -> Result<()> {
     tcp("vxlan", "options:key=7 options:csum=true", false)
 }
 
+/// The kernel takes no datagrams together for a device that can't make checksums (nor under IPsec): they go
+/// one by one.
+#[test]
+fn checksums_that_the_wire_cannot_make_are_made_before() -> Result<()> {
+    between(
+        "vxlan",
+        "options:key=7 options:csum=true",
+        false,
+        |left, right, a, b| {
+            for lab in [left, right] {
+                lab.host().exec("ethtool -K t-under tx off")?;
+            }
+            ping_ok(a.namespace(), "10.9.0.2")?;
+            let through = iperf3(left, a.namespace(), b.namespace(), "10.9.0.2", 2, "")?;
+            ensure!(through.bits_per_second > 20e6, "{through:?}");
+            let status = left.status()?;
+            ensure!(!status.contains("output_error"), "{status}");
+            Ok(())
+        },
+    )
+}
+
+/// Loss on the wire is TCP's to make good, and costs nobody else.
+#[test]
+fn loss_on_the_wire_is_made_good() -> Result<()> {
+    between(
+        "geneve",
+        "options:key=7 options:csum=true",
+        false,
+        |left, right, a, b| {
+            both_ways(a, b)?;
+            // One datagram in a hundred, on its way in.
+            for lab in [left, right] {
+                let rules = "add table ip t; add chain ip t c { type filter hook output priority 0; }; add rule ip t c udp dport 6081 numgen random mod 100 < 1 drop";
+                lab.host().exec(["nft", rules])?;
+            }
+            let through = iperf3(left, a.namespace(), b.namespace(), "10.9.0.2", 2, "")?;
+            ensure!(through.bits_per_second > 5e6, "{through:?}");
+            for lab in [left, right] {
+                lab.host().exec("nft delete table ip t")?;
+            }
+            both_ways(a, b)
+        },
+    )
+}
+
 #[test]
 fn vxlan_over_ipv6_carries_tcp_over_default_mtus() -> Result<()> {
     tcp("vxlan", "options:key=7 options:csum=true", true)

@@ -8,11 +8,13 @@
 //! - [`virtio`]: the same as the header in front of a frame on a TAP or a packet socket.
 //! - [`checksum`]: RFC 1071, CRC32c, and finishing a partial checksum.
 //! - [`segment`]: cutting a frame that stands for several.
+//! - [`merge`]: putting together what was cut.
 //! - [`tunnel`]: headers in front of a frame on its way over an IP network.
 
 pub mod buffer;
 pub mod checksum;
 pub mod class;
+pub mod merge;
 pub mod offload;
 pub mod pool;
 pub mod segment;

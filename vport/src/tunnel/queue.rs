@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use frame::tunnel::{Payload, Refused, TunnelKey, ecn, outer};
-use frame::{Frame, GsoKind, Pool, virtio};
+use frame::{Frame, GsoKind, Pool, merge, virtio};
 use rustix::io::Errno;
 
 use super::path::{Own, address};
@@ -212,7 +212,7 @@ impl RxQueue for Queue {
         max: usize,
     ) -> Result<RxStatus, Error> {
         let mut errors = RxErrors::default();
-        let ask = self.ask.min(max);
+        let (before, ask) = (out.len(), self.ask.min(max));
         self.slots.clear();
         self.slots.extend((0..ask).map(|_| Slot {
             small: pool.small(),
@@ -236,6 +236,8 @@ impl RxQueue for Queue {
             }
         }
         self.slots = slots;
+        // As the kernel does for its tunnels: a stream's segments cost the ports behind as one packet.
+        merge::merge(out, before, pool);
         let more = match result {
             Ok(came) => {
                 self.ask = if came == ask {

@@ -338,7 +338,7 @@ fn send_group(
             return refuse(group, TxRefusal::Error);
         }
     };
-    let messages = messages(group, frames);
+    let mut messages = messages(group, frames);
     let (mut at, mut done) = (0, 0);
     while let Some(rest) = messages.get(at..).filter(|rest| !rest.is_empty()) {
         let count = |messages: &[Message<'_>]| -> usize {
@@ -350,6 +350,12 @@ fn send_group(
                 at += sent;
             }
             Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) if errno != Errno::AGAIN && rest.first().is_some_and(is_several) => {
+                // IPsec, a device that can't make checksums, a route that has changed: one by one.
+                let several = messages.get(at).copied();
+                let singles = several.into_iter().flat_map(singles);
+                messages.splice(at..=at, singles);
+            }
             Err(errno) => {
                 let (refused, others) = match errno {
                     // Nothing more goes by this socket now.
@@ -369,6 +375,18 @@ fn send_group(
             }
         }
     }
+}
+
+fn is_several(message: &Message<'_>) -> bool {
+    message.frames.len() > 1
+}
+
+/// A message's datagrams, each as a message.
+fn singles(message: Message<'_>) -> impl Iterator<Item = Message<'_>> {
+    message.frames.chunks(1).map(move |frames| Message {
+        envelope: message.envelope,
+        frames,
+    })
 }
 
 fn reason(errno: Errno) -> TxRefusal {
