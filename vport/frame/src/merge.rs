@@ -292,7 +292,7 @@ mod tests {
             bytes[24..26].copy_from_slice(&sum.to_be_bytes());
         }
         let transport = bytes.len();
-        let offset = ((TCP_HEADER + options) / 4 << 4) as u8;
+        let offset = (((TCP_HEADER + options) / 4) << 4) as u8;
         bytes.extend_from_slice(&[1, 2, 3, 4, 0xff, 0xff, 0xff, 0, 0, 0, 0, 9, offset, flags]);
         bytes.extend_from_slice(&[0x10, 0, 0, 0, 0, 0]);
         bytes.extend(std::iter::repeat_n(1, options));
