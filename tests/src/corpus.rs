@@ -38,6 +38,19 @@ impl Meta {
         let number = self.families.get(name)?.get("id")?.as_u64()?;
         u16::try_from(number).ok()
     }
+
+    /// The numbers that the families' multicast groups had, in ascending order.
+    pub fn groups(&self) -> Vec<u32> {
+        let families = self.families.as_object();
+        let groups = families.into_iter().flat_map(|families| families.values());
+        let mut numbers: Vec<u32> = groups
+            .filter_map(|family| family.get("groups")?.as_object())
+            .flat_map(|groups| groups.values())
+            .filter_map(|number| u32::try_from(number.as_u64()?).ok())
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    }
 }
 
 /// Reads the first line of a group.

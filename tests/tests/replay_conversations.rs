@@ -2,8 +2,8 @@
 //! replies, in the same order, with the same bytes; notifications and upcalls too.
 //!
 //! What differs is in `tests/src/replay/differences.rs`, field by field and case by case. Left out as
-//! recordings: `ctrl` (replayed in `netlink/tests/ctrl.rs`), `sem_ct` (its cases begin without connections,
-//! which nothing can delete yet over a socket; `datapath/tests/conntrack_recorded.rs` has them).
+//! recordings: ovs-vswitchd's own (`replay_vswitchd.rs`), packets (`replay_packets.rs`,
+//! `replay_upcalls.rs`).
 
 use anyhow::{Context, Result};
 use tests::corpus::{self, Case};
@@ -49,6 +49,11 @@ fn replay(
 }
 
 #[test]
+fn families() -> Result<()> {
+    replay(&["ctrl"], |_, _, _, _| Ok(false))
+}
+
+#[test]
 fn datapaths() -> Result<()> {
     let mut unprivileged: Option<Client> = None;
     replay(&["dp"], |lab, session, group, case| {
@@ -91,28 +96,6 @@ fn stranger(lab: &Lab) -> Result<Client> {
             })
             .join()
             .map_err(|_| anyhow::anyhow!("the thread panicked"))?
-    })
-}
-
-/// ovs-vswitchd's own start, as a capture of its netlink traffic has it: every probe of what the module can do,
-/// a bridge, a port; until the first packet.
-#[test]
-fn the_start_of_ovs_vswitchd() -> Result<()> {
-    let group = "vswitchd_live";
-    lab::test_bare(|lab| {
-        let mut session = Session::open(lab, group)?;
-        // Who listened to notifications the capture doesn't tell.
-        for number in 0..transport::FAMILIES.len() as u32 {
-            session.listener.leave(number)?;
-        }
-        lab.host().ip("link add v1 up type veth peer name t-v1")?;
-        for case in corpus::read(group)? {
-            session
-                .replay_as(group, &case)
-                .with_context(|| format!("{group} {}", case.name()))?;
-        }
-        lab.host().ip("link del v1")?;
-        session.conclude()
     })
 }
 

@@ -47,6 +47,14 @@ impl Client {
     /// # Errors
     /// Nobody listens, or it refuses.
     pub fn connect(dir: &Path, netns: Netns) -> Result<Self> {
+        Self::speaking(transport::NETLINK_GENERIC, dir, netns)
+    }
+
+    /// The same for another protocol of netlink: `NETLINK_ROUTE` and so on.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn speaking(protocol: u32, dir: &Path, netns: Netns) -> Result<Self> {
         let kind = SocketType::SEQPACKET;
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
@@ -54,7 +62,7 @@ impl Client {
         rustix::net::connect(&socket, &address).context("connecting to the daemon")?;
         let hello = Hello {
             version: transport::VERSION,
-            protocol: transport::NETLINK_GENERIC,
+            protocol,
             netns,
         };
         rustix::net::send(&socket, &hello.to_bytes(), SendFlags::NOSIGNAL)?;

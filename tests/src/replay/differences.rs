@@ -13,6 +13,8 @@ pub enum Treat {
     Zero(usize, usize),
     /// Ours has it and the recording hasn't: it must be there, and is taken out.
     Newer,
+    /// It is there or not, with any value: it is taken out on both sides.
+    Any,
 }
 
 /// A field that differs by nature.
@@ -58,6 +60,66 @@ pub const FIELDS: &[Field] = &[
     },
 ];
 
+/// In recordings of ovs-vswitchd's netlink traffic ([`crate::replay::session::Session::unseen`]): packets
+/// that hit a flow, or that nobody read, aren't in them.
+pub const TRAFFIC: &[Field] = &[
+    Field {
+        family: family::DATAPATH,
+        path: &[3],
+        treat: Treat::Zero(0, 24),
+        reason: "OVS_DP_ATTR_STATS: n_hit, n_missed and n_lost count packets; n_flows is compared",
+    },
+    Field {
+        family: family::DATAPATH,
+        path: &[4],
+        treat: Treat::Zero(0, 8),
+        reason: "OVS_DP_ATTR_MEGAFLOW_STATS: n_mask_hit counts packets",
+    },
+    Field {
+        family: family::DATAPATH,
+        path: &[4],
+        treat: Treat::Zero(8, 12),
+        reason: "OVS_DP_ATTR_MEGAFLOW_STATS: n_masks; the module counts masks of the same bits twice where their \
+                 attributes reach to different fields (of IPv4 and of IPv6, both looking at nothing but fragments)",
+    },
+    Field {
+        family: family::DATAPATH,
+        path: &[4],
+        treat: Treat::Zero(16, 24),
+        reason: "OVS_DP_ATTR_MEGAFLOW_STATS: n_cache_hit counts packets",
+    },
+    Field {
+        family: family::VPORT,
+        path: &[6],
+        treat: Treat::Zero(0, 64),
+        reason: "OVS_VPORT_ATTR_STATS counts packets",
+    },
+    Field {
+        family: family::FLOW,
+        path: &[3],
+        treat: Treat::Any,
+        reason: "OVS_FLOW_ATTR_STATS counts packets, and isn't there before the first one",
+    },
+    Field {
+        family: family::FLOW,
+        path: &[4],
+        treat: Treat::Any,
+        reason: "OVS_FLOW_ATTR_TCP_FLAGS is of the packets, and isn't there before the first one",
+    },
+    Field {
+        family: family::FLOW,
+        path: &[5],
+        treat: Treat::Any,
+        reason: "OVS_FLOW_ATTR_USED isn't there before the first packet",
+    },
+    Field {
+        family: family::METER,
+        path: &[3],
+        treat: Treat::Zero(0, 16),
+        reason: "OVS_METER_ATTR_STATS counts packets; those of bands are compared, nothing was dropped",
+    },
+];
+
 /// How a case differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -76,6 +138,8 @@ pub enum How {
     Answers,
     /// Something in frames and upcalls is chosen at random: there are as many of them, as long as recorded.
     Chosen,
+    /// Whether there is an upcall is chosen at random; if there is one, it is as recorded.
+    Sampled,
 }
 
 /// Cases that differ.
@@ -102,6 +166,7 @@ const fn case(group: &'static str, name: &'static str, how: How, reason: &'stati
 
 /// In these cases.
 pub const CASES: &[Case] = &[
+    case("ctrl", "getfamily-dump", How::Answers, OURS),
     case("meter", "set-id-1024", How::Succeeds, SPARSE),
     case("meter", "set-id-big", How::Succeeds, SPARSE),
     case("sem_upcall", "dp-stats-*", How::Attributes(COUNTS), UNSEEN),
@@ -126,7 +191,10 @@ pub const CASES: &[Case] = &[
         How::LeftOut,
         "about a socket buffer; netlink/tests/upcalls.rs has our queues' bounds",
     ),
-    case("vswitchd_live", "2*", How::Attributes(PORT_COUNTS), UNSEEN),
+    case("vswitchd_live2", "1577-*", How::Sampled, SAMPLED),
+    case("vswitchd_live2", "1589-*", How::Sampled, SAMPLED),
+    case("vswitchd_live2", "3366-*", How::Sampled, SAMPLED),
+    case("vswitchd_live2", "3369-*", How::Sampled, SAMPLED),
     case("sem_trunc", "vlan-14", How::LeftOut, SHORT),
     case("sem_trunc", "vlan-15", How::LeftOut, SHORT),
     case("sem_misc", "hash-*", How::Attributes(DP_HASH), SEEDED),
@@ -169,6 +237,9 @@ const SPARSE: &str =
 const SHORT: &str = "a tag goes to a device among the bytes: the far end's stack drops such a frame of less than 20";
 const SEEDED: &str = "the hash action's hash has a random seed";
 const PORTS: &str = "addresses and ports are chosen by a secret hash, or at random";
+const OURS: &str =
+    "lists the kernel's other families too; netlink/tests/ctrl.rs compares those of Open vSwitch";
+const SAMPLED: &str = "sFlow's sample of every other packet";
 const IDENTIFIED: &str =
     "what names the fragments of an IPv6 packet is counted from a random number on";
 /// The line of [`CASES`] for a case.
@@ -184,7 +255,13 @@ pub fn of(group: &str, name: &str) -> Option<&'static Case> {
 }
 
 /// A message in the form in which it is compared, `newer` fields taken out if `ours`; or what is missing.
-pub fn comparable(message: &[u8], also: &[&[u16]], ours: bool) -> Result<Vec<u8>, String> {
+/// `unseen` is treated like [`FIELDS`].
+pub fn comparable(
+    message: &[u8],
+    unseen: &[Field],
+    also: &[&[u16]],
+    ours: bool,
+) -> Result<Vec<u8>, String> {
     let mut bytes = message.to_vec();
     let Some(of) = transport::family_of(u16_at(message, 4)) else {
         return Ok(bytes);
@@ -192,14 +269,17 @@ pub fn comparable(message: &[u8], also: &[&[u16]], ours: bool) -> Result<Vec<u8>
     if u16_at(message, 4) == ERROR {
         return Ok(bytes);
     }
-    let fields = FIELDS.iter().filter(|field| field.family == of);
-    for field in fields {
+    let fields = FIELDS.iter().chain(unseen);
+    for field in fields.filter(|field| field.family == of) {
         match field.treat {
             Treat::Zero(from, to) => zero(&mut bytes, field.path, from, to),
             Treat::Newer if ours => {
                 take_out(&mut bytes, field.path).ok_or_else(|| format!("no {:?}", field.path))?;
             }
             Treat::Newer => {}
+            Treat::Any => {
+                take_out(&mut bytes, field.path);
+            }
         }
     }
     for path in also {
@@ -253,7 +333,7 @@ mod tests {
         message[4..6].copy_from_slice(&transport::family_id(family::FLOW as u16).to_ne_bytes());
         message.extend_from_slice(&[12, 0, 5, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         message.extend_from_slice(&[8, 0, 4, 0, 9, 9, 9, 9]);
-        let seen = comparable(&message, &[], true).unwrap();
+        let seen = comparable(&message, &[], &[], true).unwrap();
         assert_eq!(&seen[HEADERS + 4..HEADERS + 12], &[0; 8]);
         assert_eq!(&seen[HEADERS + 12..], &message[HEADERS + 12..]);
     }
@@ -263,10 +343,10 @@ mod tests {
         let mut message = vec![0; HEADERS];
         message[0] = 40;
         message[4..6].copy_from_slice(&transport::family_id(family::VPORT as u16).to_ne_bytes());
-        assert!(comparable(&message, &[], true).is_err());
+        assert!(comparable(&message, &[], &[], true).is_err());
         message.extend_from_slice(&[8, 0, 10, 0, 0, 0, 0, 0]);
         message.extend_from_slice(&[8, 0, 5, 0, 7, 0, 0, 0]);
-        let seen = comparable(&message, &[], true).unwrap();
+        let seen = comparable(&message, &[], &[], true).unwrap();
         assert_eq!(seen.len(), HEADERS + 8);
         assert_eq!(seen[0], 32);
     }
@@ -274,6 +354,7 @@ mod tests {
     #[test]
     fn every_line_has_a_reason() {
         assert!(CASES.iter().all(|case| !case.reason.is_empty()));
-        assert!(FIELDS.iter().all(|field| !field.reason.is_empty()));
+        let fields = || FIELDS.iter().chain(TRAFFIC);
+        assert!(fields().all(|field| !field.reason.is_empty()));
     }
 }

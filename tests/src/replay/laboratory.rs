@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::lab::Lab;
 use crate::namespace::ip;
 use crate::replay::client::{self, Client};
+use crate::replay::session::errno;
 use crate::sys::PacketSocket;
 
 /// The end of a name at the recordings' ports, by the port's number; and the device that is captured.
@@ -113,6 +114,72 @@ pub fn client(lab: &Lab) -> Result<Client> {
     Client::connect(&lab.run_dir(), netns)
 }
 
+/// The devices of tunnels that ovs-vswitchd makes by rtnetlink: name, kind, UDP port.
+const TUNNELS: [(&str, &str, u16); 3] = [
+    ("vxlan_sys_4789", "vxlan", 4789),
+    ("genev_sys_6081", "geneve", 6081),
+    ("gre_sys", "gretap", 0),
+];
+
+/// Makes the device of a tunnel by the request of rtnetlink with which ovs-vswitchd makes it, or deletes it; false
+/// if the name isn't that of one.
+///
+/// # Errors
+/// It is refused.
+pub fn tunnel(lab: &Lab, device: &str, there: bool) -> Result<bool> {
+    /// linux/rtnetlink.h, linux/if_link.h.
+    const NEWLINK: u16 = 16;
+    const DELLINK: u16 = 17;
+    const CREATE_EXCL: u16 = 0x600;
+    const IFNAME: u16 = 3;
+    const LINKINFO: u16 = 18;
+    const INFO_KIND: u16 = 1;
+    const INFO_DATA: u16 = 2;
+    let Some((name, kind, port)) = TUNNELS.iter().find(|(name, ..)| *name == device) else {
+        return Ok(false);
+    };
+    let attribute = |kind: u16, payload: &[u8]| {
+        let mut bytes = (payload.len() as u16 + 4).to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    // `struct ifinfomsg`.
+    let mut body = vec![0; 16];
+    body.extend(attribute(IFNAME, &[name.as_bytes(), &[0]].concat()));
+    if there {
+        // "Collect metadata": a flag, but for VXLAN, where it is a byte.
+        let port = port.to_be_bytes();
+        let data = match *kind {
+            "vxlan" => [attribute(25, &[1]), attribute(15, &port)].concat(),
+            "geneve" => [attribute(6, &[]), attribute(5, &port)].concat(),
+            _ => attribute(18, &[]),
+        };
+        let info = [
+            attribute(INFO_KIND, kind.as_bytes()),
+            attribute(INFO_DATA, &data),
+        ];
+        body.extend(attribute(LINKINFO, &info.concat()));
+    }
+    let header = transport::Header {
+        len: (transport::NLMSGHDR_LEN + body.len()) as u32,
+        kind: if there { NEWLINK } else { DELLINK },
+        flags: transport::NLM_F_REQUEST
+            | transport::NLM_F_ACK
+            | if there { CREATE_EXCL } else { 0 },
+        seq: 1,
+        pid: 0,
+    };
+    let request = [&header.to_bytes()[..], &body].concat();
+    let netns = lab.host().inside(client::netns)??;
+    let mut client = Client::speaking(transport::NETLINK_ROUTE, &lab.run_dir(), netns)?;
+    let answers = client.converse(&request)?;
+    let errno = answers.last().and_then(|answer| errno(answer));
+    anyhow::ensure!(errno == Some(0), "{name}: {errno:?}");
+    Ok(true)
+}
+
 /// Lets a frame with a virtio-net header in front come in at `device`.
 ///
 /// # Errors
@@ -136,10 +203,19 @@ impl Wires {
     /// # Errors
     /// A device isn't there.
     pub fn open(lab: &Lab, ports: &[u32]) -> Result<Self> {
+        let captured = CAPTURED.iter().filter(|(port, _)| ports.contains(port));
+        Self::at(lab, captured.copied())
+    }
+
+    /// On devices, each for a port's number.
+    ///
+    /// # Errors
+    /// A device isn't there.
+    pub fn at<'a>(lab: &Lab, devices: impl Iterator<Item = (u32, &'a str)>) -> Result<Self> {
         let mut sockets = BTreeMap::new();
-        for (port, device) in CAPTURED.iter().filter(|(port, _)| ports.contains(port)) {
+        for (port, device) in devices {
             let socket = lab.host().inside(|| PacketSocket::open(device))?;
-            sockets.insert(*port, socket.with_context(|| (*device).to_owned())?);
+            sockets.insert(port, socket.with_context(|| device.to_owned())?);
         }
         Ok(Self { sockets })
     }

@@ -13,6 +13,8 @@ use crate::corpus::{Case, Meta};
 pub const ERROR: u16 = 2;
 /// `NLMSG_DONE`.
 pub const DONE: u16 = 3;
+/// `GENL_ID_CTRL`.
+pub const CONTROL: u16 = 16;
 /// Netlink's, generic netlink's and Open vSwitch's header.
 pub const HEADERS: usize = 24;
 
@@ -86,6 +88,8 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 pub struct Translator {
     /// `nlmsg_type` recorded, to the index of [`transport::FAMILIES`].
     families: HashMap<u16, usize>,
+    /// Multicast groups, by the recorded number.
+    groups: HashMap<u32, u32>,
     ifindexes: HashMap<u32, u32>,
     /// The port id of the recorded requester, and of ours.
     requester: (u32, u32),
@@ -102,6 +106,11 @@ impl Translator {
                 .iter()
                 .enumerate()
                 .filter_map(number)
+                .collect(),
+            groups: meta
+                .groups()
+                .into_iter()
+                .zip(transport::GROUP_BASE..)
                 .collect(),
             ifindexes: HashMap::new(),
             requester: (meta.requester, requester),
@@ -133,7 +142,11 @@ impl Translator {
     /// was, for [`Translator::restore`].
     pub fn requester(&mut self, ours: u32, case: &Case) -> (u32, u32) {
         let before = self.requester;
-        let recorded = case.replies().first().map_or(0, |reply| u32_at(reply, 12));
+        let request = case.request();
+        let recorded = match case.replies().first() {
+            Some(reply) => u32_at(reply, 12),
+            None => u32_at(&request, 12),
+        };
         self.requester = (recorded, ours);
         before
     }
@@ -188,6 +201,37 @@ impl Translator {
         }
     }
 
+    /// The numbers of a family and of its groups in a message of `nlctrl`.
+    fn control(&self, message: &mut [u8]) {
+        const FAMILY_ID: u16 = 1;
+        const GROUPS: u16 = 7;
+        const GROUP_ID: u16 = 2;
+        for place in attributes(message, HEADERS - 4, message.len()) {
+            let payload = place.start + 4;
+            match place.kind {
+                FAMILY_ID => {
+                    if let Some(family) = self.families.get(&u16_at(message, payload)) {
+                        let ours = transport::family_id(*family as u16);
+                        put(message, payload, &ours.to_ne_bytes());
+                    }
+                }
+                GROUPS => {
+                    let groups = attributes(message, payload, place.end);
+                    let fields = groups
+                        .iter()
+                        .flat_map(|group| attributes(message, group.start + 4, group.end));
+                    for field in fields.collect::<Vec<_>>() {
+                        let recorded = u32_at(message, field.start + 4);
+                        if let (GROUP_ID, Some(ours)) = (field.kind, self.groups.get(&recorded)) {
+                            put(message, field.start + 4, &ours.to_ne_bytes());
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Attributes of a recording with our port ids in them.
     pub fn payload(&self, recorded: &[u8]) -> Vec<u8> {
         let mut payload = recorded.to_vec();
@@ -206,6 +250,9 @@ impl Translator {
     fn message(&self, recorded: &[u8], lenient: bool) -> Result<Vec<u8>> {
         let mut message = recorded.to_vec();
         let Some(family) = self.family_of(recorded) else {
+            if u16_at(recorded, 4) == CONTROL {
+                self.control(&mut message);
+            }
             return Ok(message);
         };
         put(
