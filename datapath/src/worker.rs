@@ -11,7 +11,9 @@
 //! port's queues, and with them their descriptors. A queue is moved under the lock of [`Workers`], from
 //! the one's answer to the other's mail, so that no removal can miss it on the way.
 
-use std::collections::HashSet;
+mod source;
+
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +36,7 @@ use crate::mailbox::{Mailbox, Sending, mailbox};
 use crate::placement::load::{Load, Sample};
 use crate::placement::{self, Shares, cpus};
 use crate::vport::Vport;
+use source::{Aside, Source};
 
 /// Frames received at a time.
 pub const BATCH: usize = 32;
@@ -41,8 +44,6 @@ pub const BATCH: usize = 32;
 const MAIL: u64 = u64::MAX;
 /// The mark of what wakes a worker that pauses.
 const RESUME: u64 = u64::MAX - 1;
-/// How long a port counts among those that a queue feeds.
-const LATELY_NS: u64 = 20_000_000;
 /// How often the balance is looked at.
 const BALANCE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -53,62 +54,6 @@ enum Command {
     /// Give up the queue of that number.
     Take(u64, Sender<Box<Source>>),
     Stop,
-}
-
-struct Source {
-    /// Names it among all queues of this run.
-    id: u64,
-    load: Arc<Load>,
-    queue: Box<dyn RxQueue>,
-    port: Arc<Vport>,
-    datapath: Arc<Datapath>,
-    /// Perhaps there is more: served again before the worker sleeps.
-    ready: bool,
-    /// The ports that it has fed lately, and when it fed them last.
-    fed: Vec<(u32, u64)>,
-    /// All that it feeds is stopped: it isn't read.
-    paused: bool,
-}
-
-impl Source {
-    /// Whether all that a batch of it could go to, as far as its last batches tell, is stopped.
-    fn is_stopped(&self) -> bool {
-        if self.fed.is_empty() {
-            return false;
-        }
-        let ports = self.datapath.ports.load();
-        let stopped = |number: u32| ports.get(number).is_some_and(|port| port.is_stopped());
-        self.fed.iter().all(|(number, _)| stopped(*number))
-    }
-
-    /// How many frames to receive, so that they find room: as many as one likes if it feeds a port that
-    /// doesn't stop it.
-    fn room(&self) -> usize {
-        let ports = self.datapath.ports.load();
-        let rooms = self.fed.iter().map(|(number, _)| {
-            let port = ports.get(*number);
-            port.map_or(usize::MAX, |port| port.room())
-        });
-        match (rooms.clone().min(), rooms.max()) {
-            (Some(least), Some(usize::MAX)) if least != usize::MAX => BATCH,
-            (Some(least), _) => least.clamp(1, BATCH),
-            (None, _) => BATCH,
-        }
-    }
-
-    /// It has fed these ports now.
-    fn has_fed(&mut self, ports: impl Iterator<Item = u32>, now_ns: u64) {
-        for port in ports {
-            match self.fed.iter_mut().find(|(number, _)| *number == port) {
-                Some((_, at)) => *at = now_ns,
-                None => self.fed.push((port, now_ns)),
-            }
-        }
-        if self.fed.len() > 1 {
-            self.fed
-                .retain(|(_, at)| now_ns.saturating_sub(*at) < LATELY_NS);
-        }
-    }
 }
 
 /// The workers, as the configuration sees them.
@@ -258,7 +203,8 @@ impl Workers {
                 datapath: Arc::clone(datapath),
                 ready: true,
                 fed: Vec::new(),
-                paused: false,
+                aside: None,
+                failures: 0,
             })));
         }
     }
@@ -392,6 +338,11 @@ struct Loop<'d> {
     load: Arc<Load>,
     pausing: Arc<Pausing>,
     sources: Vec<Option<Source>>,
+    /// Places of those that are to be served, in turns: each once. A wake costs what there is to do,
+    /// however many queues there are.
+    turns: VecDeque<usize>,
+    /// Places of those that stand aside.
+    aside: Vec<usize>,
     frames: Vec<Frame>,
     /// Until when all time is accounted for.
     mark_ns: u64,
@@ -419,6 +370,8 @@ impl<'d> Loop<'d> {
             load,
             pausing,
             sources: Vec::new(),
+            turns: VecDeque::new(),
+            aside: Vec::new(),
             frames,
             mark_ns: now_ns(),
             last_frames_ns: 0,
@@ -427,29 +380,29 @@ impl<'d> Loop<'d> {
 
     fn run(mut self) {
         let mut events = Vec::with_capacity(64);
-        let no_wait = rustix::time::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
         let busy_poll = self.daemon.options.busy_poll.as_nanos() as u64;
         loop {
-            let pauses = self.resume_sources();
-            let more = self
-                .sources
-                .iter()
-                .flatten()
-                .any(|source| source.ready && !source.paused);
+            let (pauses, again_ns) = self.resume_sources();
             // Never before the first frames: an idle worker sleeps.
             let looks_on = self.mark_ns.saturating_sub(self.last_frames_ns) < busy_poll;
-            events.clear();
-            let timeout = (more || looks_on).then_some(&no_wait);
-            if timeout.is_none() && pauses && !self.may_pause() {
+            let sleeps = self.turns.is_empty() && !looks_on;
+            if sleeps && pauses && !self.may_pause() {
                 continue;
             }
+            let timeout = match (sleeps, again_ns) {
+                (false, _) => Some(Duration::ZERO),
+                (true, None) => None,
+                (true, Some(at)) => Some(Duration::from_nanos(at.saturating_sub(now_ns()))),
+            };
+            let timeout = timeout.map(|wait| rustix::time::Timespec {
+                tv_sec: wait.as_secs() as i64,
+                tv_nsec: i64::from(wait.subsec_nanos()),
+            });
+            events.clear();
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
-                timeout,
+                timeout.as_ref(),
             ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => {
@@ -457,7 +410,7 @@ impl<'d> Loop<'d> {
                     return;
                 }
             }
-            if timeout.is_none() {
+            if sleeps {
                 self.mark_ns = now_ns();
             }
             for event in &events {
@@ -468,17 +421,15 @@ impl<'d> Loop<'d> {
                         }
                     }
                     RESUME => self.pausing.acknowledge(),
-                    index => {
-                        if let Some(Some(source)) = self.sources.get_mut(index as usize) {
-                            source.ready = true;
-                        }
-                    }
+                    index => self.is_ready(index as usize),
                 }
             }
             self.pausing.feeder.go_on();
             let mut carried = false;
-            for index in 0..self.sources.len() {
-                carried |= self.serve(index);
+            for _ in 0..self.turns.len() {
+                if let Some(index) = self.turns.pop_front() {
+                    carried |= self.serve(index);
+                }
             }
             if !carried {
                 self.mark_ns = now_ns();
@@ -486,33 +437,76 @@ impl<'d> Loop<'d> {
         }
     }
 
-    /// Lets the queues go on that need no longer pause. True: some do.
-    fn resume_sources(&mut self) -> bool {
-        let mut pauses = false;
-        for (index, source) in self.sources.iter_mut().enumerate() {
-            let Some(source) = source.as_mut().filter(|source| source.paused) else {
-                continue;
+    /// There may be frames in the queue at that place.
+    fn is_ready(&mut self, index: usize) {
+        if let Some(Some(source)) = self.sources.get_mut(index)
+            && source.aside.is_none()
+            && !std::mem::replace(&mut source.ready, true)
+        {
+            self.turns.push_back(index);
+        }
+    }
+
+    /// Lets the queues go on that need no longer stand aside. Gives whether some pause as what they feed is
+    /// stopped, and when the next of the others is to be tried again.
+    fn resume_sources(&mut self) -> (bool, Option<u64>) {
+        let (mut pauses, mut again_ns) = (false, None);
+        if self.aside.is_empty() {
+            return (pauses, again_ns);
+        }
+        let now = now_ns();
+        let mut aside = std::mem::take(&mut self.aside);
+        aside.retain(|index| {
+            let Some(Some(source)) = self.sources.get_mut(*index) else {
+                return false;
             };
-            if source.is_stopped() {
-                pauses = true;
-                continue;
+            match source.aside {
+                Some(Aside::Stopped) if source.is_stopped() => {
+                    pauses = true;
+                    return true;
+                }
+                Some(Aside::Until(at)) if at > now => {
+                    again_ns = Some(again_ns.map_or(at, |next: u64| next.min(at)));
+                    return true;
+                }
+                _ => {}
             }
-            source.paused = false;
-            source.ready = true;
-            let data = EventData::new_u64(index as u64);
+            source.aside = None;
+            let data = EventData::new_u64(*index as u64);
             if let Err(errno) = epoll::add(&self.epoll, source.queue.as_fd(), data, EventFlags::IN)
             {
                 tracing::error!("port {}: epoll: {errno}", source.port.name);
             }
-        }
-        pauses
+            self.is_ready(*index);
+            false
+        });
+        self.aside = aside;
+        (pauses, again_ns)
     }
 
     /// Announces that this worker sleeps though queues pause, and looks at all that they feed again: false
     /// if one of them is to go on.
     fn may_pause(&self) -> bool {
-        let mut paused = self.sources.iter().flatten().filter(|s| s.paused);
+        let aside = self
+            .aside
+            .iter()
+            .filter_map(|index| self.sources.get(*index)?.as_ref());
+        let mut paused = aside.filter(|source| source.aside == Some(Aside::Stopped));
         self.pausing.feeder.pause(|| paused.all(Source::is_stopped))
+    }
+
+    /// Takes a queue out of its place, and out of the epoll set: its descriptor may be its port's too, and
+    /// so outlive it.
+    fn take(&mut self, index: usize) -> Option<Source> {
+        let source = self.sources.get_mut(index)?.take()?;
+        self.turns.retain(|other| *other != index);
+        self.aside.retain(|other| *other != index);
+        if source.aside.is_none()
+            && let Err(errno) = epoll::delete(&self.epoll, source.queue.as_fd())
+        {
+            tracing::error!("port {}: epoll: {errno}", source.port.name);
+        }
+        Some(source)
     }
 
     /// False: the worker is to end.
@@ -523,29 +517,20 @@ impl<'d> Loop<'d> {
                 Command::Stop => return false,
                 Command::Add(source) => self.add(*source),
                 Command::Remove(ports, done) => {
-                    for slot in &mut self.sources {
-                        if slot
-                            .as_ref()
-                            .is_some_and(|source| ports.contains(&address(&source.port)))
-                        {
-                            // Closing the descriptor takes it out of the epoll set.
-                            *slot = None;
+                    for index in 0..self.sources.len() {
+                        let source = self.sources.get(index).and_then(Option::as_ref);
+                        if source.is_some_and(|source| ports.contains(&address(&source.port))) {
+                            self.take(index);
                         }
                     }
                     self.forget_tables();
                     drop(done);
                 }
                 Command::Take(id, reply) => {
-                    let slot = self
-                        .sources
-                        .iter_mut()
-                        .find(|slot| matches!(slot, Some(source) if source.id == id));
-                    if let Some(source) = slot.and_then(Option::take) {
-                        if !source.paused
-                            && let Err(errno) = epoll::delete(&self.epoll, source.queue.as_fd())
-                        {
-                            tracing::error!("port {}: epoll: {errno}", source.port.name);
-                        }
+                    let is_it =
+                        |slot: &Option<Source>| slot.as_ref().is_some_and(|source| source.id == id);
+                    let index = self.sources.iter().position(is_it);
+                    if let Some(source) = index.and_then(|index| self.take(index)) {
                         // Nobody waits any more: the daemon is ending, and the queue closes.
                         let _ = reply.send(Box::new(source));
                     }
@@ -564,7 +549,7 @@ impl<'d> Loop<'d> {
     }
 
     fn add(&mut self, mut source: Source) {
-        source.paused = false;
+        (source.aside, source.ready) = (None, false);
         let index = match self.sources.iter().position(Option::is_none) {
             Some(index) => index,
             None => {
@@ -583,6 +568,7 @@ impl<'d> Loop<'d> {
         if let Some(slot) = self.sources.get_mut(index) {
             *slot = Some(source);
         }
+        self.is_ready(index);
     }
 
     /// Whether there were frames.
@@ -590,16 +576,15 @@ impl<'d> Loop<'d> {
         let Some(Some(source)) = self.sources.get_mut(index) else {
             return false;
         };
-        if !source.ready || source.paused {
-            return false;
-        }
+        source.ready = false;
         let may_stop = self.daemon.drains.feeders.in_use();
-        if may_stop && source.is_stopped() {
-            // Out of the set: it may be readable, or say that its device is down, all the time.
-            if epoll::delete(&self.epoll, source.queue.as_fd()).is_ok() {
-                source.paused = true;
-                return false;
-            }
+        if may_stop
+            && source.is_stopped()
+            && epoll::delete(&self.epoll, source.queue.as_fd()).is_ok()
+        {
+            source.aside = Some(Aside::Stopped);
+            self.aside.push(index);
+            return false;
         }
         let max = if may_stop { source.room() } else { BATCH };
         let status = source
@@ -608,14 +593,25 @@ impl<'d> Loop<'d> {
         let number = source.port.number;
         let (gone, lost) = match status {
             Ok(RxStatus::Open { more, errors }) => {
-                source.ready = more;
+                source.failures = 0;
+                if more {
+                    source.ready = true;
+                    self.turns.push_back(index);
+                }
                 (false, errors)
             }
             Ok(RxStatus::Gone) => (true, RxErrors::default()),
+            Err(error) if error.is_gone() => {
+                tracing::info!("port {}: {error}", source.port.name);
+                (true, RxErrors::default())
+            }
             Err(error) => {
-                tracing::warn!("port {}: {error}", source.port.name);
-                source.ready = false;
-                (error.is_gone(), RxErrors::default())
+                let aside = source.has_failed(&error, now_ns());
+                if epoll::delete(&self.epoll, source.queue.as_fd()).is_ok() {
+                    source.aside = Some(aside);
+                    self.aside.push(index);
+                }
+                (false, RxErrors::default())
             }
         };
         if lost.total() != 0 {
@@ -654,7 +650,7 @@ impl<'d> Loop<'d> {
                 datapath: source.datapath.ifindex,
                 port: Arc::downgrade(&source.port),
             };
-            self.sources[index] = None;
+            self.take(index);
             self.daemon.devices.notify(notice);
         }
         received != 0

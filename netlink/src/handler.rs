@@ -23,6 +23,8 @@ pub enum Lane {
     Prompt,
     /// On the configuration thread: may take the configuration lock, make devices, wait.
     MaySleep,
+    /// On a thread for what takes seconds without waiting for anybody: nobody shall wait for it.
+    Long,
 }
 
 /// The datapath, as the server sees it.

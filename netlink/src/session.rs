@@ -45,8 +45,8 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Step {
     /// Answered, all of it in `out`.
     Done,
-    /// It must run where it may sleep; nothing has been done yet.
-    Sleeps,
+    /// It must run in that lane, which isn't the prompt one; nothing has been done yet.
+    Elsewhere(Lane),
     /// It began this dump.
     Dumping(RunningDump),
 }
@@ -56,8 +56,8 @@ pub(crate) enum Step {
 pub(crate) enum Place {
     /// On a prompt thread: refuses to do what sleeps.
     Prompt,
-    /// On the configuration thread.
-    Configuration,
+    /// On the thread of its lane.
+    Lane,
 }
 
 enum Asked<'a> {
@@ -113,11 +113,8 @@ pub(crate) fn step(
             return start_dump(peer, header.seq, listing, out);
         }
         Ok(Asked::Family { request, dump }) => {
-            if place == Place::Prompt
-                && guard(|| context.handler.lane(&request)).unwrap_or(Lane::Prompt)
-                    == Lane::MaySleep
-            {
-                return Step::Sleeps;
+            if let Some(lane) = elsewhere(place, || context.handler.lane(&request)) {
+                return Step::Elsewhere(lane);
             }
             if dump {
                 let dump = begin_dump(context, &request);
@@ -130,10 +127,8 @@ pub(crate) fn step(
             request,
             dump,
         }) => {
-            if place == Place::Prompt
-                && guard(|| service.lane(&request)).unwrap_or(Lane::Prompt) == Lane::MaySleep
-            {
-                return Step::Sleeps;
+            if let Some(lane) = elsewhere(place, || service.lane(&request)) {
+                return Step::Elsewhere(lane);
             }
             if dump {
                 let dump = guard(|| service.dump(&request)).unwrap_or(Err(Errno::EIO.into()));
@@ -155,6 +150,14 @@ pub(crate) fn step(
         Ok(()) => {}
     }
     Step::Done
+}
+
+/// The lane that a message must change to.
+fn elsewhere(place: Place, lane: impl FnOnce() -> Lane) -> Option<Lane> {
+    if place == Place::Lane {
+        return None;
+    }
+    guard(lane).filter(|lane| *lane != Lane::Prompt)
 }
 
 /// Generic netlink's own checks, in its order.
@@ -498,7 +501,7 @@ impl Loopback {
         };
         let mut out = Outgoing::default();
         for message in Messages::new(datagram) {
-            let place = Place::Configuration;
+            let place = Place::Lane;
             let step = step(context, &peer, place, message, || false, &mut out);
             if let Step::Dumping(mut dump) = step {
                 while !dump.advance(&mut out) {}

@@ -135,6 +135,24 @@ fn messages_of_a_socket_are_answered_in_order() {
 }
 
 #[test]
+fn a_request_that_takes_long_delays_none_that_sleeps_and_ends_in_its_own_time() {
+    let fixture = Fixture::new();
+    let mut flushes = fixture.client();
+    let mut other = fixture.client();
+    flushes.ask(&[
+        request(Family::Vport, command::SET, ASK | flags::ACK, 1, 700),
+        request(Family::Flow, command::NEW, ASK | flags::ACK, 2, 1),
+    ]);
+    let asked = Instant::now();
+    let adds = request(Family::Vport, command::NEW, ASK | flags::ACK, 1, 1);
+    assert_eq!(other.converse(&[adds]).len(), 1);
+    assert!(asked.elapsed() < Duration::from_millis(300));
+    let answers = flushes.answers();
+    let seqs: Vec<_> = answers.iter().map(|answer| header(answer).seq).collect();
+    assert_eq!(seqs, [1, 2]);
+}
+
+#[test]
 fn a_request_that_sleeps_delays_its_own_socket_and_no_other() {
     let fixture = Fixture::new();
     let mut sleeper = fixture.client();

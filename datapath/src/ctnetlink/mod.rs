@@ -7,7 +7,7 @@
 //! - [`expectation`], [`policy`], [`statistics`].
 //!
 //! As in the kernel nobody without privileges gets an answer, not even to a GET. Changes by a filter look at
-//! every connection of the table (or of the zone): they run where they may take their time.
+//! every connection of the table (or of the zone): they have a thread where they may take their time.
 //!
 //! Source: uapi `linux/netfilter/nfnetlink.h`, `nfnetlink_conntrack.h`, `nfnetlink_cttimeout.h`.
 
@@ -148,7 +148,7 @@ impl Service for Ctnetlink {
                 && asked.message == message::DELETE
                 && connection::is_flush(&asked)
         });
-        if long { Lane::MaySleep } else { Lane::Prompt }
+        if long { Lane::Long } else { Lane::Prompt }
     }
 
     fn needs_privilege(&self, _request: &Request<'_>) -> bool {

@@ -1,4 +1,5 @@
-//! The configuration thread: requests that may sleep, in the order of their arrival.
+//! The configuration thread: requests that may sleep, in the order of their arrival. And a second thread of
+//! its kind for those that take long and sleep on nothing: a flush of a million connections.
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use super::prompt::{Mail, Mailbox};
 use crate::connection::Connection;
-use crate::handler::{Handler, Outgoing};
+use crate::handler::{Handler, Lane, Outgoing};
 use crate::hub::Hub;
 use crate::message::Header;
 use crate::session::{self, Context, Place, Step};
@@ -31,50 +32,61 @@ enum Order {
 /// Where jobs are handed in. Holds at most one for each connection.
 #[derive(Clone)]
 pub(super) struct Jobs {
-    sender: Sender<Order>,
+    configuration: Sender<Order>,
+    long: Sender<Order>,
     stop: Arc<AtomicBool>,
 }
 
 impl Jobs {
     /// False: the thread has ended.
     #[must_use]
-    pub(super) fn submit(&self, job: Job) -> bool {
-        self.sender.send(Order::Job(job)).is_ok()
+    pub(super) fn submit(&self, lane: Lane, job: Job) -> bool {
+        let thread = match lane {
+            Lane::Prompt | Lane::MaySleep => &self.configuration,
+            Lane::Long => &self.long,
+        };
+        thread.send(Order::Job(job)).is_ok()
     }
 
-    /// After the job in hand, if any.
+    /// After the jobs in hand, if any.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        let _ = self.sender.send(Order::Stop);
+        for thread in [&self.configuration, &self.long] {
+            let _ = thread.send(Order::Stop);
+        }
     }
 }
 
-pub(super) struct Queue {
+struct Queue {
     receiver: Receiver<Order>,
     stop: Arc<AtomicBool>,
 }
 
-pub(super) fn queue() -> (Jobs, Queue) {
-    let (sender, receiver) = mpsc::channel();
-    let stop = Arc::new(AtomicBool::new(false));
-    (
-        Jobs {
-            sender,
-            stop: Arc::clone(&stop),
-        },
-        Queue { receiver, stop },
-    )
-}
-
+/// Starts both threads.
 pub(super) fn start(
-    queue: Queue,
-    hub: Hub,
+    hub: &Hub,
     handler: &Arc<dyn Handler>,
-) -> io::Result<JoinHandle<()>> {
-    let handler = Arc::clone(handler);
-    thread::Builder::new()
-        .name("nl-config".into())
-        .spawn(move || run(&queue, &hub, &*handler))
+) -> io::Result<(Jobs, [JoinHandle<()>; 2])> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let start = |name: &str| {
+        let (sender, receiver) = mpsc::channel();
+        let (handler, hub) = (Arc::clone(handler), hub.clone());
+        let stop = Arc::clone(&stop);
+        let queue = Queue { receiver, stop };
+        let thread = thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&queue, &hub, &*handler))?;
+        io::Result::Ok((sender, thread))
+    };
+    let (configuration, first) = start("nl-config")?;
+    // If this fails the first ends, as nobody can send it anything.
+    let (long, second) = start("nl-long")?;
+    let jobs = Jobs {
+        configuration,
+        long,
+        stop,
+    };
+    Ok((jobs, [first, second]))
 }
 
 fn run(queue: &Queue, hub: &Hub, handler: &dyn Handler) {
@@ -113,18 +125,11 @@ fn perform(
     let context = Context { handler, hub };
     let peer = job.client.peer();
     let message = (header, &*job.message);
-    let step = session::step(
-        context,
-        &peer,
-        Place::Configuration,
-        message,
-        || job.busy,
-        out,
-    );
+    let step = session::step(context, &peer, Place::Lane, message, || job.busy, out);
     job.client.send(out);
     out.clear();
     match step {
         Step::Dumping(dump) => Some(dump),
-        Step::Done | Step::Sleeps => None,
+        Step::Done | Step::Elsewhere(_) => None,
     }
 }

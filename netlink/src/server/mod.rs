@@ -4,7 +4,7 @@
 //! - `nl-hello` accepts connections, receives their hello, and refuses whom it must.
 //! - `nl-prompt-N` read requests, answer them, go on with dumps and with what waits for a client. A
 //!   connection belongs to one of them for its life.
-//! - `nl-config` runs requests that may sleep, one after the other.
+//! - `nl-config` runs requests that may sleep, one after the other; `nl-long` those that take long.
 //!
 //! None of them waits for a client: what a client does or doesn't do bounds only its own service.
 //! Per turn a client gets a bounded number of messages; the others' turns come before its next.
@@ -243,13 +243,13 @@ impl Server {
             wakers: Vec::new(),
             jobs: None,
             hello: None,
-            configuration: None,
+            lanes: Vec::new(),
             prompts: Vec::new(),
             _lock: lock,
         };
-        let (jobs, queue) = configuration::queue();
+        let (jobs, lanes) = configuration::start(&hub, &handler)?;
         running.jobs = Some(jobs.clone());
-        running.configuration = Some(configuration::start(queue, hub.clone(), &handler)?);
+        running.lanes.extend(lanes);
         let mut mailboxes = Vec::new();
         for index in 0..threads {
             let (prompt, mailbox) = Prompt::new(
@@ -300,7 +300,8 @@ pub struct Running {
     wakers: Vec<Arc<OwnedFd>>,
     jobs: Option<configuration::Jobs>,
     hello: Option<JoinHandle<()>>,
-    configuration: Option<JoinHandle<()>>,
+    /// The configuration thread, and that for what takes long.
+    lanes: Vec<JoinHandle<()>>,
     prompts: Vec<JoinHandle<()>>,
     _lock: File,
 }
@@ -315,14 +316,14 @@ impl std::fmt::Debug for Running {
 
 impl Running {
     /// Closes the socket, ends every connection, and returns when all threads have ended: as soon as
-    /// the request that the configuration thread is at, if any, is through. Requests behind that
-    /// one are not begun.
+    /// the requests that the configuration thread and that for long ones are at, if any, are through. Requests behind those
+    /// are not begun.
     pub fn stop(mut self) {
         self.shut_down();
     }
 
     fn shut_down(&mut self) {
-        if self.configuration.is_none() && self.prompts.is_empty() {
+        if self.lanes.is_empty() && self.prompts.is_empty() {
             return;
         }
         let _ = fs::remove_file(&self.socket);
@@ -331,12 +332,8 @@ impl Running {
             jobs.stop();
         }
         self.wake_all();
-        // A client is gone after its last request: so those of the configuration thread end first.
-        let first = self
-            .hello
-            .take()
-            .into_iter()
-            .chain(self.configuration.take());
+        // A client is gone after its last request: so those of the other lanes end first.
+        let first = self.hello.take().into_iter().chain(self.lanes.drain(..));
         first.for_each(join);
         self.stop.store(true, Ordering::Release);
         self.wake_all();

@@ -37,7 +37,7 @@ const WAKER: u64 = u64::MAX;
 
 /// What others tell a prompt thread.
 pub(super) enum Mail {
-    /// A request on the configuration thread has been answered.
+    /// A request on another lane's thread has been answered.
     Awake {
         port_id: u32,
         /// The dump that it began.
@@ -86,7 +86,7 @@ struct Client {
     hung_up: bool,
     /// They are read.
     ended: bool,
-    /// A request of it is on the configuration thread.
+    /// A request of it is on another lane's thread.
     asleep: bool,
     dump: Option<RunningDump>,
     /// Something of the dump was sent besides its end.
@@ -514,7 +514,7 @@ impl Shared {
                 out.clear();
                 self.advance_dump(client, out);
             }
-            Step::Sleeps => {
+            Step::Elsewhere(lane) => {
                 client.connection.send(out);
                 out.clear();
                 let job = Job {
@@ -523,7 +523,7 @@ impl Shared {
                     message: bytes.to_vec(),
                     home: Arc::clone(&self.home),
                 };
-                client.asleep = self.jobs.submit(job);
+                client.asleep = self.jobs.submit(lane, job);
                 if !client.asleep {
                     // The server is stopping.
                     client.connection.hang_up();

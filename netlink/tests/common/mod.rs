@@ -108,11 +108,14 @@ pub struct Script {
 
 impl Handler for Script {
     fn lane(&self, request: &Request<'_>) -> Lane {
-        let sleeps = request.family == Family::Vport && request.command != command::GET;
-        if sleeps { Lane::MaySleep } else { Lane::Prompt }
+        match (request.family, request.command) {
+            (Family::Vport, command::SET) => Lane::Long,
+            (Family::Vport, command) if command != command::GET => Lane::MaySleep,
+            _ => Lane::Prompt,
+        }
     }
 
-    /// FLOW_NEW: ECHO to its group; a negative dp_ifindex is the errno. VPORT_NEW: sleeps dp_ifindex
+    /// FLOW_NEW: ECHO to its group; a negative dp_ifindex is the errno. VPORT_NEW, VPORT_SET: sleeps dp_ifindex
     /// ms, then the same. DP_GET: a reply of dp_ifindex bytes. EXECUTE: panics if dp_ifindex is 13.
     fn handle(&self, request: &Request<'_>, answer: &mut Answer<'_>) -> Result<(), Failure> {
         let group = request.family.group();
@@ -120,7 +123,7 @@ impl Handler for Script {
             return Err(Errno(-request.dp_ifindex).into());
         }
         match (request.family, request.command) {
-            (Family::Vport, command::NEW) => {
+            (Family::Vport, command::NEW | command::SET) => {
                 let nap = (request.dp_ifindex as u64).min(LONGEST_NAP);
                 std::thread::sleep(Duration::from_millis(nap));
                 self.sleeps.fetch_add(1, Ordering::SeqCst);
