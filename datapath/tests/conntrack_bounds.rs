@@ -179,3 +179,36 @@ fn fragments_wait_in_bounded_memory_for_a_bounded_time() {
     assert_eq!(tracker.fragments.waiting(), (0, 0));
     assert_eq!(tracker.statistics().fragments_timed_out, packets as u64);
 }
+
+#[test]
+fn requests_to_a_helper_cost_the_same_however_many_wait() {
+    const AT_A_TIME: u32 = 2000;
+    let tracker = tracker(100_000);
+    let what = flow::action::Conntrack {
+        helper: Some("tftp".into()),
+        ..commit(1)
+    };
+    let mut number = 0;
+    let mut requests = || {
+        let began = std::time::Instant::now();
+        for _ in 0..AT_A_TIME {
+            number += 1;
+            let ends = Ends {
+                dst_port: 69,
+                ..flood(number)
+            };
+            let request = udp(ends, b"\0\x01file\0octet\0");
+            run(&tracker, &request, &what, SECOND).unwrap();
+        }
+        began.elapsed()
+    };
+    let first = requests();
+    for _ in 0..8 {
+        requests();
+    }
+    assert_eq!(tracker.expectations.len(), 16_384);
+    let last = requests();
+    assert!(last < first * 10, "{first:?} {last:?}");
+    tracker.remove_all(None, |_| true);
+    assert_eq!(tracker.expectations.len(), 0);
+}

@@ -208,7 +208,7 @@ fn threads_together_leave_exact_counts() {
         true
     });
     assert_eq!(shown, tracker.table.len());
-    tracker.remove_all(0, None, |_| true);
+    tracker.remove_all(None, |_| true);
     assert_eq!((tracker.table.len(), tracker.limits.count(5)), (0, 0));
     assert_eq!(tracker.mapped_sources(), 0);
 }

@@ -321,6 +321,8 @@ impl Tracker {
             return Err(Refusal::Limit);
         }
         connection.set_deadline(now.saturating_add(lifetime));
+        // Before others can see it, and take it out again.
+        self.sources.remember(connection);
         let inserted = self
             .table
             .insert(connection, &reply, now, |removed, early| {
@@ -332,12 +334,12 @@ impl Tracker {
             });
         match inserted {
             Ok(()) => {
-                self.sources.remember(connection);
                 Counters::add(&self.counters.inserted);
                 Ok(())
             }
             Err(refused) => {
                 self.limits.give(zone);
+                self.sources.forget(connection);
                 self.settle(packet, &attached, reply, refused)
             }
         }

@@ -58,12 +58,7 @@ impl Tracker {
 
     /// Deletes the connections that `of` says of, with what their helpers expect; tells how many. With
     /// a zone only that zone's are looked at, and what it has none of isn't looked for.
-    pub fn remove_all(
-        &self,
-        now: u64,
-        zone: Option<u16>,
-        of: impl Fn(&Connection) -> bool,
-    ) -> usize {
+    pub fn remove_all(&self, zone: Option<u16>, of: impl Fn(&Connection) -> bool) -> usize {
         let mut removed = 0;
         for shard in 0..self.table.shards() {
             if zone.is_some_and(|zone| self.limits.count(zone) == 0) {
@@ -78,9 +73,6 @@ impl Tracker {
                     removed += 1;
                 }
             }
-        }
-        if removed > 0 {
-            self.expectations.expire(now);
         }
         removed
     }

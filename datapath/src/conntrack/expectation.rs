@@ -1,11 +1,17 @@
 //! Connections that a helper has seen being agreed upon, before their first packet.
+//!
+//! # Work
+//! Whoever sends requests to a helper makes expectations, so none of what a packet causes grows with how many
+//! there are: they are found by target, and those of a connection by their master. Only [`Expectations::expire`]
+//! looks at all.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::connection::{Connection, status};
-use super::tuple::{Direction, Family, Tuple};
+use super::tuple::{Direction, Tuple};
 
 /// Expectations of one connection at a time; a new one takes the oldest's place.
 const PER_CONNECTION: usize = 8;
@@ -15,9 +21,7 @@ const MOST: usize = 16_384;
 /// A connection to come.
 #[derive(Clone, Debug)]
 pub struct Expectation {
-    /// Where it comes from; None: from anywhere.
-    pub src: Option<[u8; 16]>,
-    /// What it goes to: address, port, protocol, zone, family. Its source's fields don't count.
+    /// Where it comes from and goes to. The port that it comes from doesn't count.
     pub tuple: Tuple,
     /// Whose helper expects it.
     pub master: Arc<Connection>,
@@ -25,29 +29,66 @@ pub struct Expectation {
     pub direction: Direction,
     /// The port that it was said to go to, if address translation chose another one.
     pub told_port: u16,
-    /// Its packets need the same helper (TFTP's don't).
+    /// When it is forgotten, in nanoseconds.
     pub deadline: u64,
 }
 
-/// What an expectation is found by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Target {
-    dst: [u8; 16],
-    dst_port: u16,
-    zone: u16,
-    proto: u8,
-    family: Family,
+impl Expectation {
+    fn lives(&self, now: u64) -> bool {
+        self.deadline > now && !self.master.is(status::DYING)
+    }
 }
+
+/// What an expectation is found by: a tuple without the port that it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Target(Tuple);
 
 impl Target {
     fn of(tuple: &Tuple) -> Self {
-        Self {
-            dst: tuple.dst,
-            dst_port: tuple.dst_port,
-            zone: tuple.zone,
-            proto: tuple.proto,
-            family: tuple.family,
+        Self(Tuple {
+            src_port: 0,
+            ..*tuple
+        })
+    }
+}
+
+/// What a master is known by while one of its expectations is there, and so itself.
+fn address(master: &Arc<Connection>) -> usize {
+    Arc::as_ptr(master) as usize
+}
+
+#[derive(Debug, Default)]
+struct All {
+    targets: HashMap<Target, Expectation>,
+    /// By the master's address: the oldest in front, [`PER_CONNECTION`] at most.
+    masters: HashMap<usize, VecDeque<Target>>,
+}
+
+impl All {
+    fn put(&mut self, target: Target, one: Expectation) {
+        self.take(&target);
+        let master = address(&one.master);
+        let own = self.masters.entry(master).or_default();
+        own.push_back(target);
+        let surplus = match own.len() > PER_CONNECTION {
+            true => own.front().copied(),
+            false => None,
+        };
+        self.targets.insert(target, one);
+        if let Some(oldest) = surplus {
+            self.take(&oldest);
         }
+    }
+
+    fn take(&mut self, target: &Target) -> Option<Expectation> {
+        let taken = self.targets.remove(target)?;
+        if let Entry::Occupied(mut own) = self.masters.entry(address(&taken.master)) {
+            own.get_mut().retain(|other| other != target);
+            if own.get().is_empty() {
+                own.remove();
+            }
+        }
+        Some(taken)
     }
 }
 
@@ -55,7 +96,7 @@ impl Target {
 #[derive(Debug, Default)]
 pub struct Expectations {
     count: AtomicUsize,
-    targets: Mutex<HashMap<Target, Vec<Expectation>>>,
+    all: Mutex<All>,
 }
 
 impl Expectations {
@@ -71,39 +112,18 @@ impl Expectations {
 
     /// Adds one. False: another connection's has the same target, or there is no room.
     pub fn add(&self, expectation: Expectation, now: u64) -> bool {
-        let mut targets = self.lock();
-        self.clean(&mut targets, now);
         let target = Target::of(&expectation.tuple);
-        let clash = targets.get(&target).is_some_and(|same| {
-            same.iter().any(|other| {
-                !Arc::ptr_eq(&other.master, &expectation.master)
-                    && (other.src.is_none()
-                        || expectation.src.is_none()
-                        || other.src == expectation.src)
-            })
-        });
-        if clash || self.len() >= MOST {
-            return false;
-        }
-        let master = Arc::clone(&expectation.master);
-        let same = targets.entry(target).or_default();
-        same.retain(|other| !Arc::ptr_eq(&other.master, &master));
-        same.push(expectation);
-        let mut own: Vec<(u64, Target)> = targets
-            .iter()
-            .flat_map(|(target, all)| all.iter().map(move |one| (target, one)))
-            .filter(|(_, one)| Arc::ptr_eq(&one.master, &master))
-            .map(|(target, one)| (one.deadline, *target))
-            .collect();
-        own.sort_by_key(|(deadline, _)| *deadline);
-        let surplus = own.len().saturating_sub(PER_CONNECTION);
-        for (_, target) in own.into_iter().take(surplus) {
-            if let Some(all) = targets.get_mut(&target) {
-                all.retain(|one| !Arc::ptr_eq(&one.master, &master));
+        self.change(|all| {
+            let there = all.targets.get(&target);
+            let clash = there.is_some_and(|other| {
+                !Arc::ptr_eq(&other.master, &expectation.master) && other.lives(now)
+            });
+            if clash || there.is_none() && all.targets.len() >= MOST {
+                return false;
             }
-        }
-        self.recount(&mut targets);
-        true
+            all.put(target, expectation);
+            true
+        })
     }
 
     /// The expectation that a connection of this tuple fulfils, which stays.
@@ -111,9 +131,9 @@ impl Expectations {
         if self.is_empty() {
             return None;
         }
-        let targets = self.lock();
-        let all = targets.get(&Target::of(tuple))?;
-        all.iter().find(|one| fits(one, tuple, now)).cloned()
+        let all = self.lock();
+        let found = all.targets.get(&Target::of(tuple))?;
+        found.lives(now).then(|| found.clone())
     }
 
     /// The same, and takes it out.
@@ -121,54 +141,56 @@ impl Expectations {
         if self.is_empty() {
             return None;
         }
-        let mut targets = self.lock();
-        let all = targets.get_mut(&Target::of(tuple))?;
-        let at = all.iter().position(|one| fits(one, tuple, now))?;
-        let taken = all.swap_remove(at);
-        self.recount(&mut targets);
-        Some(taken)
+        let taken = self.change(|all| all.take(&Target::of(tuple)));
+        taken.filter(|one| one.lives(now))
+    }
+
+    /// Forgets those of a connection that is no more.
+    pub fn forget(&self, master: &Arc<Connection>) {
+        // Without a helper it has none.
+        if self.is_empty() || !master.is(status::HELPER) {
+            return;
+        }
+        self.change(|all| {
+            let own = all.masters.get(&address(master)).cloned();
+            for target in own.unwrap_or_default() {
+                all.take(&target);
+            }
+        });
     }
 
     /// Forgets those that nobody came for, and those of connections that are no more.
     pub fn expire(&self, now: u64) {
-        if !self.is_empty() {
-            let mut targets = self.lock();
-            self.clean(&mut targets, now);
+        if self.is_empty() {
+            return;
         }
+        self.change(|all| {
+            let dead = all.targets.iter().filter(|(_, one)| !one.lives(now));
+            let dead: Vec<Target> = dead.map(|(target, _)| *target).collect();
+            for target in dead {
+                all.take(&target);
+            }
+        });
     }
 
     /// All, as of now.
     pub fn snapshot(&self) -> Vec<Expectation> {
-        self.lock().values().flatten().cloned().collect()
+        self.lock().targets.values().cloned().collect()
     }
 
     /// Forgets all.
     pub fn clear(&self) {
-        let mut targets = self.lock();
-        targets.clear();
-        self.recount(&mut targets);
+        self.change(|all| *all = All::default());
     }
 
-    fn clean(&self, targets: &mut HashMap<Target, Vec<Expectation>>, now: u64) {
-        for all in targets.values_mut() {
-            all.retain(|one| one.deadline > now && !one.master.is(status::DYING));
-        }
-        self.recount(targets);
+    fn change<R>(&self, change: impl FnOnce(&mut All) -> R) -> R {
+        let mut all = self.lock();
+        let result = change(&mut all);
+        self.count.store(all.targets.len(), Ordering::Release);
+        result
     }
 
-    fn recount(&self, targets: &mut HashMap<Target, Vec<Expectation>>) {
-        targets.retain(|_, all| !all.is_empty());
-        self.count
-            .store(targets.values().map(Vec::len).sum(), Ordering::Release);
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Target, Vec<Expectation>>> {
-        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn fits(one: &Expectation, tuple: &Tuple, now: u64) -> bool {
-    one.deadline > now
-        && !one.master.is(status::DYING)
-        && one.src.is_none_or(|src| src == tuple.src)
 }

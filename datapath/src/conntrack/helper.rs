@@ -173,7 +173,6 @@ impl Tracker {
         };
         self.expectations.add(
             Expectation {
-                src: Some(other.src),
                 tuple: Tuple {
                     src_port: 0,
                     ..other
@@ -288,7 +287,6 @@ impl Tracker {
             };
             self.expectations.add(
                 Expectation {
-                    src: Some(other.src),
                     tuple,
                     master: Arc::clone(connection),
                     direction,

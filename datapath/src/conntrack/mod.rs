@@ -203,8 +203,9 @@ impl Tracker {
     }
 
     /// It has left the table: what it held is given back.
-    fn gone(&self, connection: &Connection) {
+    fn gone(&self, connection: &Arc<Connection>) {
         self.limits.give(connection.original.zone);
         self.sources.forget(connection);
+        self.expectations.forget(connection);
     }
 }

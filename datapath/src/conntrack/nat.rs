@@ -336,7 +336,7 @@ impl Sources {
         })
     }
 
-    /// The connection has been committed.
+    /// The connection is being committed.
     pub fn remember(&self, connection: &Connection) {
         let Some(to) = translated_source(connection) else {
             return;
@@ -357,7 +357,7 @@ impl Sources {
         });
     }
 
-    /// The connection is no more.
+    /// The connection is no more, or couldn't be committed.
     pub fn forget(&self, connection: &Connection) {
         let Some(to) = translated_source(connection) else {
             return;

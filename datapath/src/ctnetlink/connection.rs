@@ -40,7 +40,7 @@ pub(super) fn handle(
             }
             Ok(())
         }
-        message::DELETE if is_flush(asked) => Ok(flush(tracker, asked, now)?),
+        message::DELETE if is_flush(asked) => Ok(flush(tracker, asked)?),
         message::DELETE => {
             let found = find(tracker, asked, &table, now)?;
             if let Some(id) = table.get(attribute::ID)
@@ -50,7 +50,6 @@ pub(super) fn handle(
             }
             // Someone else may have been faster: gone it is.
             tracker.remove(&found);
-            tracker.expectations.expire(now);
             Ok(())
         }
         message::NEW => match find(tracker, asked, &table, now) {
@@ -94,14 +93,14 @@ fn find(
     tracker.find(&tuple, now).ok_or(Errno::ENOENT)
 }
 
-fn flush(tracker: &Tracker, asked: &Asked<'_>, now: u64) -> Result<(), Errno> {
+fn flush(tracker: &Tracker, asked: &Asked<'_>) -> Result<(), Errno> {
     if asked.names(attribute::FILTER) {
         return Err(Errno::EOPNOTSUPP);
     }
     // Before version 1 of the header its family was whatever it was, and all were meant.
     let af = if asked.version == 0 { 0 } else { asked.af };
     let filter = Filter::parse(af, asked)?;
-    tracker.remove_all(now, filter.zone, |connection| {
+    tracker.remove_all(filter.zone, |connection| {
         filter.wants(&connection.original) && filter.admits(connection)
     });
     Ok(())

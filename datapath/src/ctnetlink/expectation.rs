@@ -74,7 +74,6 @@ impl Dump for Expectations {
 
 fn write(writer: &mut netlink::attr::Writer<'_>, one: &Expectation, now: u64) -> Result<(), Errno> {
     let expected = Tuple {
-        src: one.src.unwrap_or([0; 16]),
         src_port: 0,
         ..one.tuple
     };
@@ -84,9 +83,7 @@ fn write(writer: &mut netlink::attr::Writer<'_>, one: &Expectation, now: u64) ->
         Family::V6 => 16,
     };
     let mut src = [0; 16];
-    if one.src.is_some() {
-        src.iter_mut().take(width).for_each(|byte| *byte = 0xff);
-    }
+    src.iter_mut().take(width).for_each(|byte| *byte = 0xff);
     let mask = Tuple {
         src,
         dst: [0; 16],

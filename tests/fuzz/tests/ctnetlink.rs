@@ -158,7 +158,7 @@ impl Fuzzer {
             let _ = tracker.execute(&mut packet, &what, self.now);
         }
         if tracker.table.len() > MANY {
-            tracker.remove_all(self.now, None, |_| true);
+            tracker.remove_all(None, |_| true);
         }
     }
 
