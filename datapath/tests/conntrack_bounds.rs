@@ -212,3 +212,33 @@ fn requests_to_a_helper_cost_the_same_however_many_wait() {
     tracker.remove_all(None, |_| true);
     assert_eq!(tracker.expectations.len(), 0);
 }
+
+#[test]
+fn fragments_cost_the_same_where_each_finds_no_room_but_one_whose_time_is_up() {
+    let tracker = tracker(1000);
+    let whole = udp(CLIENT, &[7; 100]);
+    let piece = |number: u32, now: u64| {
+        let mut bytes = whole[..34 + 24].to_vec();
+        bytes[16..18].copy_from_slice(&44_u16.to_be_bytes());
+        bytes[18..20].copy_from_slice(&(number as u16).to_be_bytes());
+        bytes[20] = 0x20;
+        tracker.execute(&mut packet(&bytes), &ct((number >> 16) as u16), now)
+    };
+    const MILLISECOND: u64 = SECOND / 1000;
+    let began = std::time::Instant::now();
+    let mut full = 0;
+    while piece(full, SECOND + u64::from(full) * MILLISECOND / 2).is_ok() {
+        full += 1;
+    }
+    assert!(full > 20_000, "{full}");
+    let filling = began.elapsed();
+    let began = std::time::Instant::now();
+    let mut held = 0;
+    for number in 0..5000 {
+        let now = 31 * SECOND + u64::from(number) * MILLISECOND / 2;
+        held += u32::from(piece(1 << 20 | number, now).is_ok());
+    }
+    assert!(held > 4000, "{held}");
+    let later = began.elapsed();
+    assert!(later < filling * 2, "{filling:?} {later:?}");
+}

@@ -24,6 +24,8 @@ use crate::packet::Packet;
 const PATIENCE_V4: u64 = 30_000_000_000;
 /// The same for IPv6 (`nf_conntrack_frag6_timeout`, RFC 8200 4.5).
 const PATIENCE_V6: u64 = 60_000_000_000;
+/// How often those that have waited too long are looked for at most: nanoseconds.
+const CLEANING: u64 = 100_000_000;
 /// Bytes of all the pieces that wait (`ipfrag_high_thresh`).
 const MOST_BYTES: usize = 4 << 20;
 /// What a piece costs beyond its bytes.
@@ -85,6 +87,8 @@ struct Pieces {
     /// Longest fragment, from the IP header on; longest among those that must not be fragmented.
     longest: usize,
     longest_df: usize,
+    /// Bytes of the payload that are there.
+    gathered: usize,
     deadline: u64,
     cost: usize,
 }
@@ -93,15 +97,16 @@ struct Pieces {
 struct Waiting {
     packets: HashMap<Whole, Pieces>,
     bytes: usize,
-    /// No deadline is earlier: before it there is nothing to look for.
-    earliest: u64,
+    /// Before that time nothing is looked for: no deadline is earlier, or a look was only just taken.
+    next_look: u64,
 }
 
 impl Waiting {
     /// Forgets what has waited too long; gives how many that were. Looks through all of them only when
-    /// there may be one: a flood of first fragments mustn't cost a walk each.
+    /// there may be one, and not again soon: a flood of first fragments mustn't cost a walk each, also where
+    /// each lets another one's time run out.
     fn clean(&mut self, now: u64) -> u64 {
-        if now < self.earliest {
+        if now < self.next_look {
             return 0;
         }
         let (mut earliest, mut gone) = (u64::MAX, 0);
@@ -116,7 +121,7 @@ impl Waiting {
             }
             stays
         });
-        self.earliest = earliest;
+        self.next_look = earliest.max(now.saturating_add(CLEANING));
         gone
     }
 }
@@ -180,12 +185,12 @@ impl Fragments {
         let Waiting {
             packets,
             bytes,
-            earliest,
+            next_look,
         } = &mut *waiting;
         let pieces = packets.entry(fragment.whole).or_default();
         if pieces.deadline == 0 {
             pieces.deadline = deadline;
-            *earliest = deadline.min(*earliest);
+            *next_look = deadline.min(*next_look);
         } else if pieces.deadline <= now {
             // The identification is another packet's now.
             count(&self.counters.timed_out);
@@ -402,16 +407,13 @@ impl Pieces {
             start: fragment.start,
             bytes: bytes.to_vec(),
         };
+        self.gathered += bytes.len();
         self.pieces.insert(at, piece);
         Added::Yes
     }
 
     fn is_whole(&self) -> bool {
-        let Some(length) = self.length else {
-            return false;
-        };
-        let bytes: usize = self.pieces.iter().map(|piece| piece.bytes.len()).sum();
-        bytes == length && self.head.is_some()
+        self.length == Some(self.gathered) && self.head.is_some()
     }
 
     /// Makes the packet the whole one.
