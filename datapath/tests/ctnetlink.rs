@@ -487,3 +487,36 @@ fn a_message_without_its_header_is_none() {
     assert_eq!(world.tracker.table.len(), 1);
     assert_eq!(entry::KIND, NEW);
 }
+
+#[test]
+fn counts_that_begin_anew_lose_no_packet() {
+    const PACKETS: u64 = 20_000;
+    let world = World::new();
+    world.see(&udp(ENDS, b"x"), &commit(0));
+    let packets = |messages: Vec<Vec<u8>>| {
+        let counters = table(&messages[0]).get(COUNTERS_ORIG).unwrap();
+        let count = Table::<3>::new(counters.payload).get(1).unwrap();
+        u64::from_be_bytes(count.array().unwrap())
+    };
+    let tracker = Arc::clone(&world.tracker);
+    let sender = std::thread::spawn(move || {
+        for _ in 1..PACKETS {
+            run(&tracker, &udp(ENDS, b"x"), &ct(0), now()).unwrap();
+        }
+    });
+    let mut told = 0;
+    for dumps in [0, flags::DUMP].into_iter().cycle() {
+        let last = sender.is_finished();
+        let name = |writer: &mut Writer<'_>| {
+            if dumps == 0 {
+                name(writer, TUPLE_ORIG, ENDS, 17, 0);
+            }
+        };
+        told += packets(world.ask(GET_CTRZERO, dumps, 2, name).unwrap());
+        if last {
+            break;
+        }
+    }
+    sender.join().unwrap();
+    assert_eq!(told, PACKETS);
+}

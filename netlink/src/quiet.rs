@@ -13,6 +13,14 @@ pub struct Quiet {
 }
 
 impl Quiet {
+    /// Has said nothing yet.
+    pub const fn new() -> Self {
+        Self {
+            last: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+        }
+    }
+
     /// Calls `line`, unless it was called less than a second ago.
     pub fn say(&self, line: impl FnOnce()) {
         static START: OnceLock<Instant> = OnceLock::new();

@@ -4,6 +4,7 @@
 
 use netlink::Errno;
 use netlink::attr::Attr;
+use netlink::quiet::Quiet;
 
 pub use ::flow::flow::Ufid;
 
@@ -16,10 +17,10 @@ pub fn parse_ufid(attr: Option<Attr<'_>>) -> Result<Option<Ufid>, Errno> {
     }
     let ufid = Ufid::new(attr.payload);
     if ufid.is_none() {
-        tracing::warn!(
-            bytes = attr.payload.len(),
-            "ufid exceeds the range of 1 to 16 bytes, ignored"
-        );
+        // Anybody may ask so, again and again.
+        static WARNINGS: Quiet = Quiet::new();
+        let bytes = attr.payload.len();
+        WARNINGS.say(|| tracing::warn!(bytes, "ufid exceeds the range of 1 to 16 bytes, ignored"));
     }
     Ok(ufid)
 }

@@ -32,11 +32,13 @@ pub(super) fn handle(
     match asked.message {
         message::GET | message::GET_CTRZERO => {
             let found = find(tracker, asked, &table, now)?;
+            let mut told = entry::Counts::default();
             answer.reply(entry::KIND, &entry::fixed(&found), |writer| {
-                entry::write(writer, &found, now)
+                told = entry::write(writer, &found, now)?;
+                Ok(())
             })?;
             if asked.message == message::GET_CTRZERO {
-                found.lock().counts = [(0, 0); 2];
+                entry::forget(&found, &told);
             }
             Ok(())
         }

@@ -62,15 +62,17 @@ impl Dump for Connections {
         let mut looked = 0;
         loop {
             while let Some(connection) = self.next() {
+                let mut told = entry::Counts::default();
                 let fit = part.record(entry::KIND, &entry::fixed(&connection), |writer| {
-                    entry::write(writer, &connection, now)
+                    told = entry::write(writer, &connection, now)?;
+                    Ok(())
                 })?;
                 if fit == Fit::Full {
                     self.kept = Some(connection);
                     return Ok(false);
                 }
                 if self.zero {
-                    connection.lock().counts = [(0, 0); 2];
+                    entry::forget(&connection, &told);
                 }
             }
             let none_left = self

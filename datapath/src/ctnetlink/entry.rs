@@ -67,11 +67,28 @@ pub fn fixed(connection: &Connection) -> [u8; 4] {
     nfgenmsg(af(connection.original.family), 0)
 }
 
-/// Writes all that is told of a connection.
+/// Packets and bytes by direction.
+pub type Counts = [(u64, u64); 2];
+
+/// Begins anew to count what has been told; what came since then stays.
+pub(super) fn forget(connection: &Connection, told: &Counts) {
+    let mut state = connection.lock();
+    for ((packets, bytes), (told_packets, told_bytes)) in state.counts.iter_mut().zip(told) {
+        // Another client may have been told the same.
+        *packets = packets.saturating_sub(*told_packets);
+        *bytes = bytes.saturating_sub(*told_bytes);
+    }
+}
+
+/// Writes all that is told of a connection. Gives what it tells of packets and bytes.
 ///
 /// # Errors
 /// EMSGSIZE: never, by its size.
-pub fn write(writer: &mut Writer<'_>, connection: &Arc<Connection>, now: u64) -> Result<(), Errno> {
+pub fn write(
+    writer: &mut Writer<'_>,
+    connection: &Arc<Connection>,
+    now: u64,
+) -> Result<Counts, Errno> {
     let original = &connection.original;
     let state = connection.lock();
     tuple::write(writer, attribute::TUPLE_ORIG, original)?;
@@ -129,7 +146,7 @@ pub fn write(writer: &mut Writer<'_>, connection: &Arc<Connection>, now: u64) ->
             writer.end(nest)?;
         }
     }
-    Ok(())
+    Ok(state.counts)
 }
 
 fn write_protoinfo(writer: &mut Writer<'_>, state: &State) -> Result<(), Errno> {

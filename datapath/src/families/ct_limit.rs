@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use netlink::attr::{Table, Writer};
+use netlink::quiet::Quiet;
 use netlink::{Answer, Errno, Failure, Request};
 
 use crate::conntrack::limit::Limits;
@@ -95,9 +96,12 @@ fn write(writer: &mut Writer<'_>, limits: &Limits, zones: &[Zone]) -> Result<(),
 
 /// Zone and limit of each whole entry that names a zone.
 fn entries(list: &[u8]) -> impl Iterator<Item = (Zone, u32)> {
+    // Anybody may ask for thousands of zones that can't be.
+    static WARNINGS: Quiet = Quiet::new();
     let whole = list.chunks_exact(ENTRY);
     if !whole.remainder().is_empty() {
-        tracing::warn!("ct_limit: {} unknown bytes", whole.remainder().len());
+        let bytes = whole.remainder().len();
+        WARNINGS.say(|| tracing::warn!("ct_limit: {bytes} unknown bytes"));
     }
     whole.filter_map(|entry| {
         let &[z0, z1, z2, z3, l0, l1, l2, l3, ..] = entry else {
@@ -109,7 +113,7 @@ fn entries(list: &[u8]) -> impl Iterator<Item = (Zone, u32)> {
             number => match u16::try_from(number) {
                 Ok(zone) => Some((Zone::One(zone), limit)),
                 Err(_) => {
-                    tracing::warn!("ct_limit: zone {number} is out of range");
+                    WARNINGS.say(|| tracing::warn!("ct_limit: zone {number} is out of range"));
                     None
                 }
             },
