@@ -113,9 +113,9 @@ fn measure(subject: Subject, arguments: &Arguments, report: &mut Report) -> Resu
     if does("new") {
         // As many as there can be packets in the time, each of another connection.
         rules(&bed, Way::Commit)?;
-        let before = (connections(&bed, subject)?, Instant::now());
+        let before = connections(&bed, subject)?;
         let rates = flood(&bed, 1 << 30, arguments.seconds)?;
-        let made = connections(&bed, subject)? - before.0;
+        let made = connections(&bed, subject)? - before;
         ensure!(
             made as f64 > rates.packets * f64::from(arguments.seconds) * 0.9,
             "{made} connections of {rates:?}: packets passed that made none"

@@ -168,7 +168,7 @@ fn scripted(arguments: &Arguments, report: &mut Report) -> Result<()> {
     for rate in &arguments.rates {
         let (stop, upcalls) = (AtomicBool::new(false), AtomicU32::new(0));
         let count = (*rate * 2).clamp(1000, 10_000);
-        let (misses, executes) = std::thread::scope(|scope| -> Result<_> {
+        let (sent, misses, executes) = std::thread::scope(|scope| -> Result<_> {
             let receiver = Receiver::start(scope, &b, &stop)?;
             let (client, ended, seen) = (&mut client, &stop, &upcalls);
             let handler = scope.spawn(move || handle(client, dp, ended, seen));
@@ -181,14 +181,14 @@ fn scripted(arguments: &Arguments, report: &mut Report) -> Result<()> {
             let misses = handler
                 .join()
                 .map_err(|_| anyhow!("the handler panicked"))??;
-            Ok((misses, receiver.times()?))
+            Ok((sent, misses, receiver.times()?))
         })?;
         ensure!(misses.count() != 0, "no upcall came");
         let subject = Subject::OvsDpd.name();
         let what = |part: &str| format!("scripted, {rate}/s: {part}");
         percentiles(report, &what("MISS"), subject, &misses);
         percentiles(report, &what("EXECUTE"), subject, &executes);
-        let lost = 100.0 * (1.0 - executes.count() as f64 / f64::from(count));
+        let lost = 100.0 * (1.0 - executes.count() as f64 / f64::from(sent));
         report.add(&what("lost, %"), subject, Some(lost));
     }
     lab.stop_daemon()
@@ -238,17 +238,17 @@ fn end_to_end(
         for new in [true, false] {
             let first = if new { flows.take(count) } else { 0 };
             let stop = AtomicBool::new(false);
-            let times = std::thread::scope(|scope| -> Result<_> {
+            let (sent, times) = std::thread::scope(|scope| -> Result<_> {
                 let receiver = Receiver::start(scope, &bed.b, &stop)?;
                 let flow_of = move |n| if new { first + n } else { first };
-                sender::paced(&bed.a, f64::from(*rate), count, flow_of)?;
+                let sent = sender::paced(&bed.a, f64::from(*rate), count, flow_of)?;
                 stop.store(true, Ordering::Relaxed);
-                receiver.times()
+                Ok((sent, receiver.times()?))
             })?;
             let kind = if new { "first packets" } else { "a known flow" };
             let what = format!("end to end, {rate}/s, {kind}");
             percentiles(report, &what, subject.name(), &times);
-            let lost = 100.0 * (1.0 - times.count() as f64 / f64::from(count));
+            let lost = 100.0 * (1.0 - times.count() as f64 / f64::from(sent));
             report.add(&format!("{what}, lost, %"), subject.name(), Some(lost));
             let installed = bed.flow_count()?;
             ensure!(

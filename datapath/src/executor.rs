@@ -129,6 +129,8 @@ pub struct Executor {
 
 /// Boxes that an executor keeps: a batch and what its actions may copy.
 const SPARE: usize = 128;
+/// Tables whose mask caches an executor keeps: an executor of requests is told of none that goes.
+const CACHES: usize = 64;
 
 impl Executor {
     /// The executor of that number. `seed` is for `sample` and for hashes: it should be secret.
@@ -581,6 +583,9 @@ fn cache_for<'c>(caches: &'c mut Vec<(u64, MaskCache)>, table: &FlowTable) -> &'
     let at = match caches.iter().position(|(known, _)| *known == id) {
         Some(at) => at,
         None => {
+            if caches.len() >= CACHES {
+                caches.remove(0);
+            }
             caches.push((id, MaskCache::new()));
             caches.len() - 1
         }
@@ -641,5 +646,23 @@ fn restructure(packet: &mut Packet, action: &Action) -> Result<(), rewrite::Rewr
         Action::PushNsh(header) => rewrite::push_nsh(frame, key, layers, header),
         Action::PopNsh => rewrite::pop_nsh(frame, key, layers),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flow::table::{Reclaimer, TableConfig};
+
+    #[test]
+    fn tables_that_come_and_go_leave_bounded_caches() {
+        let reclaimer = Arc::new(Reclaimer::new());
+        let mut caches = Vec::new();
+        for generation in 0..3 * CACHES as u64 {
+            let table = FlowTable::new(TableConfig::new(1, generation), &reclaimer).unwrap();
+            cache_for(&mut caches, &table);
+            assert_eq!(caches.last().unwrap().0, generation);
+        }
+        assert_eq!(caches.len(), CACHES);
     }
 }

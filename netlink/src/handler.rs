@@ -3,8 +3,8 @@
 //! # Contexts
 //! A connection belongs to one of the server's *prompt* threads, which reads its requests in order
 //! and hands each to [`Handler::handle`] or [`Handler::dump`]. A request in [`Lane::MaySleep`] runs
-//! on the *configuration* thread instead; the connection's further input waits for it, other
-//! connections don't. So each method below is called from several threads at once, but for one
+//! on the *configuration* thread instead, one in [`Lane::Long`] on a thread beside that; the
+//! connection's further input waits for it, other connections don't. So each method below is called from several threads at once, but for one
 //! connection never by two.
 
 use std::sync::Arc;
