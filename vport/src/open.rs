@@ -200,7 +200,7 @@ mod tests {
                 "link add v0 type veth peer name v1",
                 "link set v0 up",
                 "link set v1 up",
-                "link add v2 mtu 9000 type veth peer name v3",
+                "link add v2 mtu 40000 type veth peer name v3",
                 "link set v2 up",
             ] {
                 let mut ip = std::process::Command::new("ip");
@@ -221,7 +221,7 @@ mod tests {
             assert_eq!(port.driver(), Driver::AfPacket);
             let mode = port.mode();
             assert!(
-                mode.contains("not AF_XDP (AF_XDP on v2: frames of MTU 9000"),
+                mode.contains("not AF_XDP (AF_XDP on v2: frames of MTU 40000"),
                 "{mode}"
             );
             assert_eq!(port.netnsid(), None);

@@ -409,13 +409,13 @@ fn every_queue_of_a_device_is_read() {
 
 #[test]
 fn an_mtu_that_does_not_fit_is_refused_in_words() {
-    let lab = Lab::new(9000);
+    let lab = Lab::new(40_000);
     for xdp in [XdpMode::Auto, XdpMode::Native, XdpMode::Generic] {
         let error = refused(&lab.switch, "pa", xdp);
         assert_eq!(error.errno(), libc::EMSGSIZE);
         let text = error.to_string();
         assert!(
-            text.contains("MTU 9000") && text.contains("3818 at most"),
+            text.contains("MTU 40000") && text.contains("30698 at most"),
             "{text}"
         );
     }

@@ -10,6 +10,7 @@
 
 use crate::class::Class;
 use crate::offload::{Offload, PartialChecksum};
+use crate::storage::{Lender, Storage};
 use crate::tunnel::TunnelKey;
 
 /// Room kept in front of a received frame: for tags, labels and an outer header, in whole cache lines.
@@ -72,7 +73,7 @@ impl std::error::Error for FrameError {}
 #[derive(Debug, Default)]
 pub struct Frame {
     // start <= end <= storage.len(), always.
-    storage: Box<[u8]>,
+    storage: Storage,
     start: usize,
     end: usize,
     /// The outermost VLAN tag, if it isn't among the bytes.
@@ -97,16 +98,57 @@ impl Frame {
 
     /// An empty frame with room for `space` bytes behind [`HEADROOM`], from the allocator.
     pub fn with_space(space: usize) -> Self {
-        Self::in_storage(vec![0; HEADROOM + space.min(MAX_LEN)].into_boxed_slice())
+        Self::in_buffer(vec![0; HEADROOM + space.min(MAX_LEN)].into_boxed_slice())
     }
 
     /// An empty frame in a buffer that was used before.
-    pub(crate) fn in_storage(storage: Box<[u8]>) -> Self {
-        let start = HEADROOM.min(storage.len());
+    pub(crate) fn in_buffer(buffer: Box<[u8]>) -> Self {
+        let start = HEADROOM.min(buffer.len());
+        Self::in_storage(Storage::Own(buffer), start, start)
+    }
+
+    /// The `len` bytes from `start` on of a piece of memory, which `lender` gets back when the frame goes
+    /// (or moves to a larger buffer). What doesn't lie in the piece isn't the frame's.
+    pub fn lent(
+        piece: &'static mut [u8],
+        start: usize,
+        len: usize,
+        lender: &'static dyn Lender,
+    ) -> Self {
+        let start = start.min(piece.len());
+        let end = start.saturating_add(len).min(piece.len());
+        Self::in_storage(Storage::lent(piece, lender), start, end)
+    }
+
+    /// Whether its bytes are in a piece of memory from `lender`.
+    #[inline]
+    pub fn is_lent_by(&self, lender: &'static dyn Lender) -> bool {
+        self.storage.is_from(lender)
+    }
+
+    /// The piece of memory that `lender` lent, and where in it the frame starts and ends: now the caller's,
+    /// who is the lender or acts for it.
+    ///
+    /// # Errors
+    /// The frame as it was, if its bytes are elsewhere.
+    pub fn into_lent(
+        mut self,
+        lender: &'static dyn Lender,
+    ) -> Result<(&'static mut [u8], usize, usize), Self> {
+        match std::mem::take(&mut self.storage).into_lent(lender) {
+            Ok(piece) => Ok((piece, self.start, self.end)),
+            Err(storage) => {
+                self.storage = storage;
+                Err(self)
+            }
+        }
+    }
+
+    fn in_storage(storage: Storage, start: usize, end: usize) -> Self {
         Self {
             storage,
             start,
-            end: start,
+            end,
             vlan: None,
             class: Class::default(),
             offload: Offload::default(),
@@ -114,9 +156,12 @@ impl Frame {
         }
     }
 
-    /// The buffer, for the next frame.
-    pub(crate) fn into_storage(self) -> Box<[u8]> {
-        self.storage
+    /// The buffer, for the next frame; none if it was lent, which then goes back.
+    pub(crate) fn into_buffer(self) -> Option<Box<[u8]>> {
+        match self.storage {
+            Storage::Own(buffer) => Some(buffer),
+            Storage::Lent(_) => None,
+        }
     }
 
     /// The frame's bytes, without the tag that is out of band.
@@ -294,7 +339,7 @@ impl Frame {
         if let Some(into) = storage.get_mut(start..end) {
             into.copy_from_slice(self.bytes());
         }
-        (self.storage, self.start, self.end) = (storage, start, end);
+        (self.storage, self.start, self.end) = (Storage::Own(storage), start, end);
     }
 
     /// Writes the out-of-band tag, if any, behind the addresses.

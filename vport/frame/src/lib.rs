@@ -4,6 +4,7 @@
 //!
 //! - [`buffer`]: the bytes, with room in front.
 //! - [`pool`]: buffers to be used again, one pool a worker.
+//! - [`storage`]: memory that was lent to a frame.
 //! - [`offload`]: what a frame leaves to be done.
 //! - [`virtio`]: the same as the header in front of a frame on a TAP or a packet socket.
 //! - [`checksum`]: RFC 1071, CRC32c, and finishing a partial checksum.
@@ -18,6 +19,7 @@ pub mod merge;
 pub mod offload;
 pub mod pool;
 pub mod segment;
+pub mod storage;
 pub mod tunnel;
 pub mod virtio;
 
@@ -29,3 +31,4 @@ pub use class::Class;
 pub use offload::{Gso, GsoKind, Offload, PartialChecksum};
 pub use pool::Pool;
 pub use segment::{MAX_SEGMENTS, SegmentError, Segments};
+pub use storage::Lender;

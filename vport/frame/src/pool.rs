@@ -47,13 +47,13 @@ impl Pool {
     /// An empty frame with [`SMALL_SPACE`] bytes of space, [`HEADROOM`] in front.
     #[inline]
     pub fn small(&mut self) -> Frame {
-        Frame::in_storage(self.small.pop().unwrap_or_else(|| allocate(SMALL)))
+        Frame::in_buffer(self.small.pop().unwrap_or_else(|| allocate(SMALL)))
     }
 
     /// An empty frame with [`MAX_LEN`] bytes of space, [`HEADROOM`] in front.
     #[inline]
     pub fn large(&mut self) -> Frame {
-        Frame::in_storage(self.large.pop().unwrap_or_else(|| allocate(LARGE)))
+        Frame::in_buffer(self.large.pop().unwrap_or_else(|| allocate(LARGE)))
     }
 
     /// An empty frame with space for `len` bytes at least ([`MAX_LEN`] at most).
@@ -66,10 +66,12 @@ impl Pool {
         }
     }
 
-    /// Takes a frame's buffer back.
+    /// Takes a frame's buffer back; one that was lent goes to its lender.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        let storage = frame.into_storage();
+        let Some(storage) = frame.into_buffer() else {
+            return;
+        };
         // Buffers of other sizes (grown, or exactly measured copies) aren't worth a list of their own.
         match storage.len() {
             SMALL if self.small.len() < self.keep => self.small.push(storage),

@@ -11,23 +11,26 @@
 
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Channel, Half};
+use super::{Channel, Half, LARGEST_MTU};
 use crate::error::Error;
 use crate::link::Link;
 use crate::sys::bpf::ProgramLink;
 use crate::sys::xdp::{Hook, SocketMap};
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
-use crate::sys::xsk::socket::{Copying, Sizes, XskSocket};
+use crate::sys::xsk::socket::{Sizes, XskSocket};
+use crate::sys::xsk::umem::{Copying, Kind, Lease, Want};
 
 /// Queues tried on a device that doesn't say how many it has.
 const MOST_QUEUES: u32 = 64;
+/// Queues for which such a device gets memory; further ones share it.
+const UNTOLD: u32 = 2;
 /// The kernel frees a queue a moment after its last socket was closed, and a program likewise.
 const BUSY_TRIES: u32 = 30;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -151,22 +154,32 @@ pub(super) trait System {
         SocketMap::new(queues)
     }
 
-    fn socket(&self, sizes: Sizes) -> Result<(XskSocket, Receiver, Sender), Errno> {
-        XskSocket::new(sizes)
+    /// Memory for `queues` queues of a port.
+    fn memory(&self, kind: Kind, sizes: Sizes, queues: u32, want: Want) -> Result<Lease, Errno> {
+        let (chunks, sent) = (sizes.chunks() * queues, sizes.transmit * queues);
+        Lease::new(kind, chunks, sent, want)
     }
 
-    fn bind(
+    fn socket(
         &self,
-        socket: &XskSocket,
-        ifindex: u32,
-        queue: u32,
-        copying: Copying,
-    ) -> Result<(), Errno> {
-        socket.bind(ifindex, queue, copying)
+        lease: &Arc<Lease>,
+        sizes: Sizes,
+    ) -> Result<(XskSocket, Receiver, Sender), Errno> {
+        XskSocket::new(lease, sizes)
     }
 
-    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
-        map.attach(ifindex, hook)
+    fn bind(&self, socket: &XskSocket, ifindex: u32, queue: u32, _kind: Kind) -> Result<(), Errno> {
+        socket.bind(ifindex, queue)
+    }
+
+    fn attach(
+        &self,
+        map: &SocketMap,
+        ifindex: u32,
+        hook: Hook,
+        several: bool,
+    ) -> Result<ProgramLink, Errno> {
+        map.attach(ifindex, hook, several)
     }
 
     fn pause(&self, time: Duration) {
@@ -184,6 +197,7 @@ pub(super) struct Held {
     pub(super) program: ProgramLink,
     pub(super) channels: Vec<Channel>,
     pub(super) sizes: Sizes,
+    pub(super) lease: Arc<Lease>,
 }
 
 /// Rings for each of `queues` queues: a port gets 96 MiB of frames at most.
@@ -213,14 +227,27 @@ fn unless_busy<T>(
     attempt()
 }
 
-/// A socket with rings as large as the limit on locked memory allows; `sizes` follows.
-fn socket(
+/// A port's memory and its first socket.
+type First = (Arc<Lease>, (XskSocket, Receiver, Sender));
+
+/// Memory and rings as large as the limit on locked memory allows; `sizes` follows. First with room for
+/// other ports to share it.
+fn first(
     system: &dyn System,
+    kind: Kind,
+    queues: u32,
     sizes: &mut Sizes,
-) -> Result<(XskSocket, Receiver, Sender), Failure> {
+    mut want: Want,
+) -> Result<First, Failure> {
     loop {
-        match system.socket(*sizes) {
+        let lease = system.memory(kind, *sizes, queues, want).map(Arc::new);
+        let made = lease.and_then(|lease| {
+            let socket = system.socket(&lease, *sizes)?;
+            Ok((lease, socket))
+        });
+        match made {
             Ok(made) => return Ok(made),
+            Err(Errno::NOBUFS | Errno::NOMEM) if want != Want::Tight => want = Want::Tight,
             Err(Errno::NOBUFS | Errno::NOMEM) if sizes.transmit > SMALLEST => {
                 sizes.receive = (sizes.receive / 2).max(SMALLEST);
                 sizes.transmit = (sizes.transmit / 2).max(SMALLEST);
@@ -228,8 +255,8 @@ fn socket(
             Err(errno @ (Errno::NOBUFS | Errno::NOMEM)) => {
                 return Err(Failure::last(
                     format!(
-                        "{} KiB of locked memory for a queue (CAP_IPC_LOCK, or a higher RLIMIT_MEMLOCK)",
-                        sizes.bytes() >> 10
+                        "{} KiB of locked memory for {queues} queues (CAP_IPC_LOCK, or a higher RLIMIT_MEMLOCK)",
+                        (sizes.bytes() >> 10) * queues as usize
                     ),
                     errno,
                 ));
@@ -247,6 +274,22 @@ pub(super) fn hold(
     queues: Option<u32>,
     rung: Rung,
 ) -> Result<Held, Failure> {
+    match hold_in(system, link, queues, rung, Want::Shared) {
+        // All ports whose memory it was to share have lost their devices.
+        Err(failure) if failure.errno == Errno::BADF => {
+            hold_in(system, link, queues, rung, Want::Fresh)
+        }
+        result => result,
+    }
+}
+
+fn hold_in(
+    system: &dyn System,
+    link: &Link,
+    queues: Option<u32>,
+    rung: Rung,
+    want: Want,
+) -> Result<Held, Failure> {
     let most = queues.unwrap_or(MOST_QUEUES).max(1);
     let map = system.map(most).map_err(|errno| {
         let needs = match errno {
@@ -257,13 +300,22 @@ pub(super) fn hold(
         };
         Failure::new(format!("map of sockets{needs}"), errno)
     })?;
-    let mut sizes = sizes(queues.unwrap_or(1));
+    let kind = Kind {
+        copying: rung.copying(),
+        several: link.mtu > LARGEST_MTU,
+    };
+    let mut sizes = sizes(queues.unwrap_or(UNTOLD));
+    let (lease, made) = first(system, kind, queues.unwrap_or(UNTOLD), &mut sizes, want)?;
+    let mut made = Some(made);
     let mut channels = Vec::new();
     for queue in 0..most {
-        let (socket, receiver, sender) = socket(system, &mut sizes)?;
-        let bound = unless_busy(system, || {
-            system.bind(&socket, link.index, queue, rung.copying())
-        });
+        let (socket, receiver, sender) = match made.take() {
+            Some(made) => made,
+            None => system
+                .socket(&lease, sizes)
+                .map_err(|errno| Failure::new(format!("socket of queue {queue}"), errno))?,
+        };
+        let bound = unless_busy(system, || system.bind(&socket, link.index, queue, kind));
         match bound {
             Ok(()) => {}
             // The end of the queues of a device that didn't say how many it has.
@@ -289,27 +341,28 @@ pub(super) fn hold(
         });
     }
     // Last, so that no packet comes before it has a place to go.
-    let program =
-        unless_busy(system, || system.attach(&map, link.index, rung.hook())).map_err(|errno| {
-            match errno {
-                Errno::BUSY | Errno::EXIST => {
-                    Failure::last("another XDP program is on the device", Errno::BUSY)
-                }
-                Errno::RANGE | Errno::INVAL | Errno::MSGSIZE | Errno::NOSPC => {
-                    let what = format!(
-                        "program (the driver may not take it at MTU {}, or with {} queues)",
-                        link.mtu,
-                        channels.len()
-                    );
-                    Failure::new(what, errno)
-                }
-                _ => Failure::new("program", errno),
-            }
-        })?;
+    let program = unless_busy(system, || {
+        system.attach(&map, link.index, rung.hook(), kind.several)
+    })
+    .map_err(|errno| match errno {
+        Errno::BUSY | Errno::EXIST => {
+            Failure::last("another XDP program is on the device", Errno::BUSY)
+        }
+        Errno::RANGE | Errno::INVAL | Errno::MSGSIZE | Errno::NOSPC => {
+            let what = format!(
+                "program (the driver may not take it at MTU {}, or with {} queues)",
+                link.mtu,
+                channels.len()
+            );
+            Failure::new(what, errno)
+        }
+        _ => Failure::new("program", errno),
+    })?;
     Ok(Held {
         program,
         channels,
         sizes,
+        lease,
     })
 }
 

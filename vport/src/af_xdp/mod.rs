@@ -10,10 +10,14 @@
 //! - [`transmit`]: frames out;
 //! - [`queue`]: frames in.
 //!
-//! Every receive queue of the device has a socket with rings and chunks of its own (12 MiB for up to
-//! eight queues, less for each of more). A frame is copied between its chunk and the pool's buffer: a
-//! zero-copy *mode* spares the kernel's copy, not ours. Chunks are tokens ([`Received`]) that go back
-//! by hand, so that a frame can later keep its chunk instead.
+//! Every receive queue of the device has a socket with rings of its own, and chunks of memory that the
+//! daemon's AF_XDP ports share (12 MiB for each of up to eight queues, less for each of more, in areas of 64
+//! MiB). A received frame keeps its chunk; sent by an AF_XDP port of the same area it goes out from there, and
+//! nothing of ours copies it. Others' frames are copied into a chunk. Where frames are held up so long that
+//! chunks get scarce, further ones are copied on reception, so that reception goes on.
+//! Ports share if they are on the same kind of rung (zero copy or not) and both or neither jumbo.
+//!
+//! With an MTU beyond 3,818 a frame comes and goes in several chunks (Linux 6.6); a long one is then copied.
 //!
 //! # The host's stack
 //! sees nothing that the device receives: what the program can't give to a socket it drops. So
@@ -22,16 +26,14 @@
 //!
 //! # What is lost, and where it is counted
 //! - Nothing reads in time: no chunk, or no room in the ring ([`HostCounters::queue_full`]).
-//! - Longer than a chunk holds ([`RxErrors::truncated`]): after the MTU was raised under the port.
+//! - Longer than fits ([`RxErrors::truncated`]): after the MTU was raised under the port.
 //! - All chunks or places for sending are taken: [`TxRefusal::Full`].
 //! - A tag that a device puts beside the packet instead of in it: so that offload is switched off while
 //!   the port is there. On a veth it is the *peer's* transmit offload that does it: out of reach.
 //!
 //! # Missing
-//! Frames that keep their chunk, memory shared between ports (so that forwarding copies nothing), frames
-//! in several chunks (MTU beyond 3,818), queues added later (ethtool -L): their packets are dropped.
+//! Queues added later (ethtool -L): their packets are dropped.
 //!
-//! [`Received`]: crate::sys::xsk::receiver::Received
 //! [`AttachOptions::hide`]: crate::AttachOptions::hide
 //! [`TxRefusal::Full`]: crate::TxRefusal::Full
 
@@ -58,18 +60,32 @@ use crate::sys::packet_socket::PacketSocket;
 use crate::sys::xsk::receiver::Receiver;
 use crate::sys::xsk::sender::Sender;
 use crate::sys::xsk::socket::{Sizes, Statistics, XskSocket};
-use crate::sys::xsk::umem::{LONGEST_RECEIVED, LONGEST_SENT};
+use crate::sys::xsk::umem::{LONGEST_RECEIVED, LONGEST_SENT, Lease};
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 /// Bytes of a tag.
 const TAG: u32 = 4;
 /// The largest MTU of which every frame, two tags included, fits a chunk.
-const LARGEST_MTU: u32 = LONGEST_RECEIVED as u32 - ETHERNET - 2 * TAG;
+const LARGEST_MTU: u32 = longest_mtu(1);
+/// Chunks of the longest frame: the kernel takes 17 pieces to send.
+const SEVERAL: usize = 8;
+
+/// The MTU of which every frame, two tags included, fits so many chunks.
+const fn longest_mtu(chunks: usize) -> u32 {
+    (chunks * LONGEST_RECEIVED) as u32 - ETHERNET - 2 * TAG
+}
 /// How long a program that is being removed may still be there.
 const OTHER_PROGRAM: Duration = Duration::from_millis(300);
 /// How long the device may take to send the frame of the self-test.
 const SELF_TEST: Duration = Duration::from_millis(200);
+
+pub use crate::sys::xsk::umem::Usage;
+
+/// What the memory of AF_XDP ports is used for, area by area, of the whole process.
+pub fn memory() -> Vec<Usage> {
+    crate::sys::xsk::umem::usage()
+}
 
 /// A half of a socket that is given away once.
 type Half<T> = Mutex<Option<T>>;
@@ -103,6 +119,9 @@ struct Shared {
     rung: Rung,
     refused: Refused,
     sizes: Sizes,
+    lease: Arc<Lease>,
+    /// Chunks that a frame may take.
+    chunks: usize,
     mtu: AtomicU32,
     opened: AtomicBool,
     /// The device was down at the last kick.
@@ -119,13 +138,14 @@ pub struct AfXdp {
 
 /// Whether all frames of that MTU fit.
 fn check_mtu(link: &Link) -> Result<(), Error> {
-    if link.mtu <= LARGEST_MTU {
+    let largest = longest_mtu(SEVERAL);
+    if link.mtu <= largest {
         return Ok(());
     }
     Err(Error::new(
         libc::EMSGSIZE,
         format!(
-            "AF_XDP on {}: frames of MTU {} don't fit a chunk of memory: {LARGEST_MTU} at most, or use AF_PACKET",
+            "AF_XDP on {}: frames of MTU {} don't fit its chunks of memory: {largest} at most, or use AF_PACKET",
             link.name, link.mtu
         ),
     ))
@@ -219,6 +239,8 @@ impl AfXdp {
                 rung,
                 refused,
                 sizes: held.sizes,
+                lease: held.lease,
+                chunks: if link.mtu > LARGEST_MTU { SEVERAL } else { 1 },
                 mtu: AtomicU32::new(link.mtu),
                 opened: AtomicBool::new(false),
                 down: AtomicBool::new(false),
@@ -271,10 +293,16 @@ impl Shared {
             .sum()
     }
 
+    /// Frames sent from where they came in, and by a copy.
+    fn sent(&self) -> (u64, u64) {
+        let counts = self.channels.iter().map(|c| lock(&c.sender).counts);
+        counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
     /// Bytes of the longest frame that the device takes now, a tag not counted.
     fn longest(&self) -> u32 {
-        let chunk = LONGEST_SENT as u32 - TAG;
-        self.mtu.load(Relaxed).saturating_add(ETHERNET).min(chunk)
+        let chunks = (self.chunks * LONGEST_SENT) as u32 - TAG;
+        self.mtu.load(Relaxed).saturating_add(ETHERNET).min(chunks)
     }
 }
 
@@ -294,6 +322,16 @@ impl Port for AfXdp {
             shared.sizes.receive,
             shared.sizes.transmit,
         );
+        if shared.chunks > 1 {
+            mode.push_str(", frames in several chunks");
+        }
+        let (passed, copied) = shared.sent();
+        let umem = shared.lease.umem();
+        mode.push_str(&format!(
+            ", memory {} of {} MiB, sent {passed} from where they came in, {copied} by a copy",
+            umem.number(),
+            umem.length() >> 20
+        ));
         for (off, name) in [(&shared.lro, "LRO"), (&shared.rx_vlan, "VLAN stripping")] {
             if off.switched() {
                 mode.push_str(&format!(", {name} switched off"));
@@ -302,9 +340,10 @@ impl Port for AfXdp {
             }
         }
         let mtu = shared.mtu.load(Relaxed);
-        if mtu > LARGEST_MTU {
+        if mtu > longest_mtu(shared.chunks) {
+            let most = shared.chunks * LONGEST_RECEIVED;
             mode.push_str(&format!(
-                ", MTU {mtu}: FRAMES BEYOND {LONGEST_RECEIVED} BYTES ARE LOST"
+                ", MTU {mtu}: FRAMES BEYOND {most} BYTES ARE LOST (add the port again)"
             ));
         }
         if !shared.refused.is_empty() {
@@ -349,8 +388,7 @@ impl Port for AfXdp {
     }
 
     fn transmit(&self, frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome) {
-        self.shared.transmit(frames, outcome);
-        frames.drain(..).for_each(|frame| pool.put(frame));
+        self.shared.transmit(frames, pool, outcome);
     }
 
     fn host_counters(&self) -> HostCounters {
@@ -387,11 +425,12 @@ impl Port for AfXdp {
             return;
         }
         let before = shared.mtu.swap(link.mtu, Relaxed);
-        if link.mtu > LARGEST_MTU && before != link.mtu {
+        if link.mtu > longest_mtu(shared.chunks) && before != link.mtu {
             tracing::warn!(
-                "{}: MTU {}: AF_XDP loses frames beyond {LONGEST_RECEIVED} bytes",
+                "{}: MTU {}: AF_XDP loses frames beyond {} bytes: add the port again",
                 link.name,
-                link.mtu
+                link.mtu,
+                shared.chunks * LONGEST_RECEIVED
             );
         }
     }

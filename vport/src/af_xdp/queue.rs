@@ -1,4 +1,4 @@
-//! One receive queue of an AF_XDP port: out of the ring into the pool's frames.
+//! One receive queue of an AF_XDP port: out of the ring, in the chunks that they came in.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -9,17 +9,25 @@ use frame::{Frame, Pool};
 use super::{Channel, Shared, lock};
 use crate::error::Error;
 use crate::port::{RxErrors, RxQueue, RxStatus};
-use crate::sys::xsk::receiver::Receiver;
+use crate::sys::xsk::receiver::{Received, Receiver};
 use crate::sys::xsk::socket::{Kicked, XskSocket};
-use crate::sys::xsk::umem::LONGEST_RECEIVED;
 
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
+
+/// A frame of which not all chunks have come yet.
+struct Partial {
+    frame: Frame,
+    /// Bytes, of those too that had no room.
+    length: usize,
+    good: bool,
+}
 
 pub(super) struct Queue {
     shared: Arc<Shared>,
     number: usize,
     receiver: Receiver,
+    partial: Option<Partial>,
 }
 
 impl Queue {
@@ -30,10 +38,11 @@ impl Queue {
             shared,
             number,
             receiver,
+            partial: None,
         })
     }
 
-    /// Up to `max` frames; tells how many were taken out of the ring, good or bad.
+    /// Up to `max` pieces, of which frames become; tells how many were taken out of the ring, good or bad.
     fn take(
         &mut self,
         pool: &mut Pool,
@@ -47,27 +56,77 @@ impl Queue {
                 break;
             };
             taken += 1;
-            if received.length < ETHERNET {
+            if received.continued || self.partial.is_some() {
+                self.append(received, pool, out, errors);
+            } else if received.length < ETHERNET {
                 errors.runt += 1;
-            } else if received.damaged || received.length > LONGEST_RECEIVED {
-                errors.truncated += 1;
+                self.receiver.put_back(received);
             } else {
-                let mut frame = pool.take(received.length);
-                let space = frame.space_mut().get_mut(..received.length);
-                if space.is_some_and(|space| self.receiver.copy(&received, space)) {
-                    frame.set_len(received.length);
-                    out.push(frame);
-                } else {
-                    errors.malformed += 1;
-                    pool.put(frame);
+                match self.receiver.lend(received) {
+                    Ok(frame) => out.push(frame),
+                    Err(received) => self.copy(received, pool, out, errors),
                 }
             }
-            self.receiver.put_back(received);
         }
         if taken > 0 {
             self.receiver.refill();
         }
         taken
+    }
+
+    /// No chunk is left that could take its chunk's place.
+    #[cold]
+    fn copy(
+        &mut self,
+        received: Received,
+        pool: &mut Pool,
+        out: &mut Vec<Frame>,
+        errors: &mut RxErrors,
+    ) {
+        let mut frame = pool.take(received.length);
+        let space = frame.space_mut().get_mut(..received.length);
+        if space.is_some_and(|space| self.receiver.copy(&received, space)) {
+            frame.set_len(received.length);
+            out.push(frame);
+        } else {
+            errors.malformed += 1;
+            pool.put(frame);
+        }
+        self.receiver.put_back(received);
+    }
+
+    /// A piece of a frame in several chunks.
+    fn append(
+        &mut self,
+        received: Received,
+        pool: &mut Pool,
+        out: &mut Vec<Frame>,
+        errors: &mut RxErrors,
+    ) {
+        let several = self.shared.chunks > 1;
+        let mut partial = self.partial.take().unwrap_or_else(|| Partial {
+            frame: pool.large(),
+            length: 0,
+            good: several,
+        });
+        let end = partial.length.saturating_add(received.length);
+        let space = partial.frame.space_mut().get_mut(partial.length..end);
+        partial.good &= space.is_some_and(|space| self.receiver.copy(&received, space));
+        partial.length = end;
+        let continued = received.continued;
+        self.receiver.put_back(received);
+        if continued {
+            self.partial = Some(partial);
+        } else if !partial.good {
+            errors.truncated += 1;
+            pool.put(partial.frame);
+        } else if end < ETHERNET {
+            errors.runt += 1;
+            pool.put(partial.frame);
+        } else {
+            partial.frame.set_len(end);
+            out.push(partial.frame);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::sync::TryLockError;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use frame::Frame;
+use frame::{Frame, Pool};
 
 use super::ladder::Rung;
 use super::{Channel, Shared, lock};
@@ -44,45 +44,74 @@ fn thread_number() -> usize {
     })
 }
 
-/// Appends a frame to the ring, its tag in band.
-fn push(sender: &mut Sender, frame: &Frame) -> Result<(), Full> {
-    let bytes = frame.bytes();
-    match frame.vlan {
-        Some(tag) => {
-            let (front, back) = bytes.split_at_checked(ADDRESSES).ok_or(Full)?;
-            sender.push(&[front, &tag.to_bytes(), back])
+/// Appends a frame to the ring, its tag in band: as it lies in the memory that we share, or a copy of it,
+/// whose original is for the pool. The frame as it was, if there is no room.
+fn push(sender: &mut Sender, mut frame: Frame, pool: &mut Pool) -> Result<(), Frame> {
+    if sender.has(&frame) {
+        if frame.vlan.is_some() && frame.push_tag_inband().is_err() {
+            return Err(frame);
         }
-        None => sender.push(&[bytes]),
+        // It has moved to a larger buffer if there was no room for the tag.
+        if sender.has(&frame) {
+            return sender.pass(frame);
+        }
+    }
+    let bytes = frame.bytes();
+    let pushed = match frame.vlan {
+        Some(tag) => match bytes.split_at_checked(ADDRESSES) {
+            Some((front, back)) => sender.push(&[front, &tag.to_bytes(), back]),
+            None => Err(Full),
+        },
+        None => sender.push(&[bytes, &[], &[]]),
+    };
+    match pushed {
+        Ok(()) => {
+            pool.put(frame);
+            Ok(())
+        }
+        Err(Full) => Err(frame),
     }
 }
 
+/// Refuses all that is left.
+fn refuse(frames: &mut Vec<Frame>, pool: &mut Pool, outcome: &mut TxOutcome, why: TxRefusal) {
+    outcome.refuse(why, frames.len() as u64);
+    frames.drain(..).for_each(|frame| pool.put(frame));
+}
+
 impl Shared {
-    /// Sends `frames` in order.
-    pub(super) fn transmit(&self, frames: &[Frame], outcome: &mut TxOutcome) {
-        let all = frames.len() as u64;
+    /// Sends `frames` in order, and leaves the vector empty.
+    pub(super) fn transmit(
+        &self,
+        frames: &mut Vec<Frame>,
+        pool: &mut Pool,
+        outcome: &mut TxOutcome,
+    ) {
         if self.gone.load(Relaxed) {
-            return outcome.refuse(TxRefusal::Gone, all);
+            return refuse(frames, pool, outcome, TxRefusal::Gone);
         }
         let Some(channel) = self
             .channels
             .get(thread_number() % self.channels.len().max(1))
         else {
-            return outcome.refuse(TxRefusal::Gone, all);
+            return refuse(frames, pool, outcome, TxRefusal::Gone);
         };
         let mut sender = lock(&channel.sender);
         if self.down.load(Relaxed) {
             match channel.socket.kick() {
-                Kicked::Down => return outcome.refuse(TxRefusal::Down, all),
+                Kicked::Down => return refuse(frames, pool, outcome, TxRefusal::Down),
                 Kicked::Gone => {
                     self.gone.store(true, Relaxed);
-                    return outcome.refuse(TxRefusal::Gone, all);
+                    return refuse(frames, pool, outcome, TxRefusal::Gone);
                 }
                 Kicked::Yes | Kicked::Again | Kicked::Failed(_) => self.down.store(false, Relaxed),
             }
         }
         let longest = self.longest() as usize;
-        for batch in frames.chunks(BATCH) {
-            self.send_batch(channel, &mut sender, batch, longest, outcome);
+        let mut frames = frames.drain(..);
+        while frames.len() > 0 {
+            let batch = frames.by_ref().take(BATCH);
+            self.send_batch(channel, &mut sender, batch, longest, pool, outcome);
         }
     }
 
@@ -90,8 +119,9 @@ impl Shared {
         &self,
         channel: &Channel,
         sender: &mut Sender,
-        batch: &[Frame],
+        batch: impl Iterator<Item = Frame>,
         longest: usize,
+        pool: &mut Pool,
         outcome: &mut TxOutcome,
     ) {
         sender.reclaim();
@@ -99,21 +129,28 @@ impl Shared {
         let mut pushed = 0;
         for frame in batch {
             let unfinished = frame.offload.csum.is_some() || frame.offload.gso.is_some();
-            let refusal = if frame.len() > longest {
-                TxRefusal::TooLong
+            let length = frame.wire_len();
+            let (refusal, frame) = if frame.len() > longest {
+                (TxRefusal::TooLong, frame)
             } else if frame.len() < ETHERNET || unfinished {
                 // Our capabilities say that we take no such frame.
-                TxRefusal::Error
-            } else if push(sender, frame).is_ok() || self.push_again(channel, sender, frame) {
-                if let Some(length) = lengths.get_mut(pushed) {
-                    *length = frame.wire_len();
-                }
-                pushed += 1;
-                continue;
+                (TxRefusal::Error, frame)
             } else {
-                TxRefusal::Full
+                let result = push(sender, frame, pool)
+                    .or_else(|frame| self.push_again(channel, sender, frame, pool));
+                match result {
+                    Ok(()) => {
+                        if let Some(place) = lengths.get_mut(pushed) {
+                            *place = length;
+                        }
+                        pushed += 1;
+                        continue;
+                    }
+                    Err(frame) => (TxRefusal::Full, frame),
+                }
             };
             outcome.refuse(refusal, 1);
+            pool.put(frame);
         }
         sender.publish();
         let (unsent, why) = match self.push_out(channel, sender) {
@@ -124,7 +161,7 @@ impl Shared {
             }
             Kicked::Gone => {
                 self.gone.store(true, Relaxed);
-                (sender.waiting().min(pushed as u32), TxRefusal::Gone)
+                (sender.withdraw(pushed as u32), TxRefusal::Gone)
             }
             Kicked::Failed(errno) => {
                 tracing::debug!("{}: AF_XDP transmission: {errno}", self.link.name);
@@ -141,11 +178,17 @@ impl Shared {
 
     /// After a first try found no chunk or place: the kernel may have some by now.
     #[cold]
-    fn push_again(&self, channel: &Channel, sender: &mut Sender, frame: &Frame) -> bool {
+    fn push_again(
+        &self,
+        channel: &Channel,
+        sender: &mut Sender,
+        frame: Frame,
+        pool: &mut Pool,
+    ) -> Result<(), Frame> {
         sender.publish();
         self.push_out(channel, sender);
         sender.reclaim();
-        push(sender, frame).is_ok()
+        push(sender, frame, pool)
     }
 
     /// Kicks until the kernel has looked at all that was published, or stops getting on.

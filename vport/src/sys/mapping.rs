@@ -58,6 +58,19 @@ impl Mapping {
         Ok(Self { start, length })
     }
 
+    /// Gives the pages up, of memory of our own: zeroed ones are there when it is used again.
+    pub(super) fn forget(&self) -> Result<(), Errno> {
+        // SAFETY: within the mapping. Whoever reads there finds zeroes, as at the beginning: still
+        // initialised memory. The callers know that nobody has a reference into it.
+        unsafe {
+            madvise(
+                self.start.as_ptr().cast(),
+                self.length,
+                Advice::LinuxDontNeed,
+            )
+        }
+    }
+
     pub(super) fn start(&self) -> *mut u8 {
         self.start.as_ptr()
     }

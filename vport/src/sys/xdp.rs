@@ -22,6 +22,8 @@ const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 const FLAGS_SKB_MODE: u32 = 1 << 1;
 const FLAGS_DRV_MODE: u32 = 1 << 2;
+/// `BPF_F_XDP_HAS_FRAGS`.
+const XDP_HAS_FRAGS: u32 = 1 << 5;
 /// `XDP_DROP`, of `enum xdp_action`.
 const DROP: i32 = 1;
 /// Where `struct xdp_md` has `rx_queue_index`.
@@ -101,8 +103,14 @@ impl SocketMap {
     }
 
     /// Puts the program on the device. `EBUSY`, `EEXIST`: there is another program. Linux 5.9.
-    pub(crate) fn attach(&self, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
-        let program = self.load()?;
+    /// `several`: it may see packets in several buffers (Linux 5.18).
+    pub(crate) fn attach(
+        &self,
+        ifindex: u32,
+        hook: Hook,
+        several: bool,
+    ) -> Result<ProgramLink, Errno> {
+        let program = self.load(several)?;
         let create = LinkCreate {
             prog_fd: program.as_raw_fd() as u32,
             target_ifindex: ifindex,
@@ -116,7 +124,7 @@ impl SocketMap {
         ProgramLink::new(&create)
     }
 
-    fn load(&self) -> Result<OwnedFd, Errno> {
+    fn load(&self, several: bool) -> Result<OwnedFd, Errno> {
         let instruction = |code, registers, offset, immediate| Instruction {
             code,
             registers,
@@ -143,6 +151,7 @@ impl SocketMap {
             insn_cnt: program.len() as u32,
             insns: program.as_ptr().expose_provenance() as u64,
             license: license.as_ptr().expose_provenance() as u64,
+            prog_flags: if several { XDP_HAS_FRAGS } else { 0 },
             prog_name: name(b"ovs_dpd_xdp"),
             expected_attach_type: ATTACH_XDP,
             ..ProgLoad::default()

@@ -19,6 +19,7 @@ struct Scripted {
     binds: Cell<u32>,
     attachs: Cell<u32>,
     pauses: Cell<u32>,
+    tight: Cell<bool>,
     asked: RefCell<Vec<String>>,
 }
 
@@ -41,38 +42,53 @@ impl System for Scripted {
         self.map.map_or_else(|| SocketMap::new(queues), Err)
     }
 
-    fn socket(&self, sizes: Sizes) -> Result<(XskSocket, Receiver, Sender), Errno> {
-        self.note(format!("socket {}+{}", sizes.receive, sizes.transmit));
+    fn memory(&self, kind: Kind, sizes: Sizes, queues: u32, want: Want) -> Result<Lease, Errno> {
+        self.tight.set(want == Want::Tight);
+        let (chunks, sent) = (sizes.chunks() * queues, sizes.transmit * queues);
+        Lease::new(kind, chunks, sent, want)
+    }
+
+    fn socket(
+        &self,
+        lease: &Arc<Lease>,
+        sizes: Sizes,
+    ) -> Result<(XskSocket, Receiver, Sender), Errno> {
+        let tight = if self.tight.get() { ", tight" } else { "" };
+        self.note(format!(
+            "socket {}+{}{tight}",
+            sizes.receive, sizes.transmit
+        ));
         match self.socket {
             Some((most, errno)) if sizes.receive > most => Err(errno),
-            _ => XskSocket::new(sizes),
+            _ => XskSocket::new(lease, sizes),
         }
     }
 
-    fn bind(
-        &self,
-        socket: &XskSocket,
-        ifindex: u32,
-        queue: u32,
-        copying: Copying,
-    ) -> Result<(), Errno> {
-        self.note(format!("bind {queue} {copying:?}"));
+    fn bind(&self, socket: &XskSocket, ifindex: u32, queue: u32, kind: Kind) -> Result<(), Errno> {
+        let several = if kind.several { ", several chunks" } else { "" };
+        self.note(format!("bind {queue} {:?}{several}", kind.copying));
         match self.zero_copy {
-            Some(errno) if copying == Copying::Zero => return Err(errno),
+            Some(errno) if kind.copying == Copying::Zero => return Err(errno),
             _ => {}
         }
         fails_until(&self.binds, self.bind)?;
-        socket.bind(ifindex, queue, copying)
+        socket.bind(ifindex, queue)
     }
 
-    fn attach(&self, map: &SocketMap, ifindex: u32, hook: Hook) -> Result<ProgramLink, Errno> {
+    fn attach(
+        &self,
+        map: &SocketMap,
+        ifindex: u32,
+        hook: Hook,
+        several: bool,
+    ) -> Result<ProgramLink, Errno> {
         self.note(format!("attach {hook:?}"));
         match self.native {
             Some(errno) if hook == Hook::Native => return Err(errno),
             _ => {}
         }
         fails_until(&self.attachs, self.attach)?;
-        map.attach(ifindex, hook)
+        map.attach(ifindex, hook, several)
     }
 
     fn pause(&self, time: Duration) {
@@ -84,12 +100,22 @@ impl System for Scripted {
 
 /// Climbs on a veth of a namespace of its own; gives rung or refusals, and what was asked.
 fn climbed(script: Scripted, queues: Option<u32>) -> (Result<Rung, Refused>, Scripted) {
+    climbed_at(script, queues, 1500)
+}
+
+/// The same at that MTU.
+fn climbed_at(
+    script: Scripted,
+    queues: Option<u32>,
+    mtu: u32,
+) -> (Result<Rung, Refused>, Scripted) {
     std::thread::scope(|scope| {
         let run = move || {
             #[expect(deprecated)] // the flag that makes it unsafe isn't used
             rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
-            let words = "link add v0 type veth peer name v1".split(' ');
-            assert!(Command::new("ip").args(words).status().unwrap().success());
+            let words = format!("link add v0 mtu {mtu} type veth peer name v1 mtu {mtu}");
+            let mut ip = Command::new("ip");
+            assert!(ip.args(words.split(' ')).status().unwrap().success());
             let link = crate::link::by_name("v0").unwrap();
             let result = climb(&Rung::ALL, |rung| hold(&script, &link, queues, rung));
             let program = crate::link::by_name("v0").unwrap().xdp;
@@ -241,11 +267,12 @@ fn rings_shrink_to_what_may_be_locked() {
     let (result, script) = climbed(script, Some(1));
     assert_eq!(result, Ok(Rung::Native));
     assert_eq!(
-        script.asked.borrow()[..4],
+        script.asked.borrow()[..5],
         [
             "socket 2048+1024",
-            "socket 1024+512",
-            "socket 512+256",
+            "socket 2048+1024, tight",
+            "socket 1024+512, tight",
+            "socket 512+256, tight",
             "bind 0 Zero"
         ]
     );
@@ -274,4 +301,19 @@ fn memory_is_bounded_for_any_number_of_queues() {
         let bytes = sizes(queues).bytes() * queues as usize;
         assert!(bytes <= 128 << 20, "{queues} queues: {bytes} bytes");
     }
+}
+
+#[test]
+fn a_jumbo_device_asks_for_frames_in_several_chunks() {
+    let script = Scripted {
+        zero_copy: Some(Errno::OPNOTSUPP),
+        ..Scripted::default()
+    };
+    let (result, script) = climbed_at(script, Some(1), 9000);
+    assert_eq!(result, Ok(Rung::Native));
+    let asked = script.asked.borrow();
+    assert!(
+        asked.contains(&"bind 0 Copy, several chunks".into()),
+        "{asked:?}"
+    );
 }

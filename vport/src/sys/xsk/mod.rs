@@ -7,11 +7,12 @@
 //! - [`socket`]: the descriptor: makes all of these, is bound, kicked, asked for statistics.
 //!
 //! # Who owns a chunk
-//! Chunks are divided once between receiver and sender. A receiver's chunk is in the fill ring or
-//! the driver (the kernel's), in the receive ring (ours, once seen), or waits for room in the fill
-//! ring (ours). A sender's is free (ours), or in the transmit ring, the device, the completion ring
-//! (the kernel's, until seen there). None is ever forgotten: what the kernel gives back is taken
-//! back at the next call, and everything goes with the socket.
+//! A receiver has as many as in the beginning: in the fill ring or the driver (the kernel's), in the
+//! receive ring (ours, once seen), or waiting for room in the fill ring (ours). A frame may keep the chunk
+//! that it came in: another takes its place. A sender has those in the transmit ring, the device, the
+//! completion ring (the kernel's, until seen there), and a few free ones. The rest is the memory's. None is
+//! ever forgotten: what the kernel gives back is taken back at the next call, and what is left when the
+//! socket closes goes back then.
 //!
 //! # Synchronization
 //! Each ring has one producer and one consumer, of which one is the kernel; our end is used through

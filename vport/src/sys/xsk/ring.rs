@@ -100,6 +100,9 @@ fn length<T>(offsets: &libc::xdp_ring_offset, size: u32) -> Result<usize, Errno>
         .ok_or(Errno::OVERFLOW)
 }
 
+/// Room for more entries than any frame needs: no need to look where the kernel is.
+const ENOUGH: u32 = 17;
+
 /// The end that produces: of a fill or transmit ring.
 #[derive(Debug)]
 pub(super) struct Producer<T> {
@@ -145,6 +148,16 @@ impl<T: Entry> Producer<T> {
         unsafe { self.ring.entry(self.next).write(entry) };
         self.next = self.next.wrapping_add(1);
         Ok(())
+    }
+
+    /// How many entries can be pushed.
+    #[inline]
+    pub(super) fn room(&mut self) -> u32 {
+        let room = self.ring.size - self.next.wrapping_sub(self.consumed).min(self.ring.size);
+        if room > ENOUGH {
+            return room;
+        }
+        self.ring.size - self.waiting()
     }
 
     /// Lets the kernel see what was pushed.

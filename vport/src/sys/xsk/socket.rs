@@ -1,14 +1,14 @@
 //! The descriptor: it owns the kernel's side of the rings.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
 use super::receiver::Receiver;
 use super::ring::{Consumer, Producer};
 use super::sender::Sender;
-use super::umem::{CHUNK, Umem};
+use super::umem::{CHUNK, Chunk, Copying, Given, Lease, Left};
 use crate::sys::{check, last, set_option};
 
 /// How many entries the rings have, and chunks the halves. Powers of two.
@@ -19,19 +19,15 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// Chunks that it needs.
+    pub(crate) fn chunks(self) -> u32 {
+        self.receive + self.transmit
+    }
+
     /// Bytes of memory for frames.
     pub(crate) fn bytes(self) -> usize {
-        (self.receive + self.transmit) as usize * CHUNK
+        self.chunks() as usize * CHUNK
     }
-}
-
-/// Who moves a frame's bytes between device and chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Copying {
-    /// The kernel.
-    Copy,
-    /// Nobody: the driver works on the chunk itself.
-    Zero,
 }
 
 /// What the socket lost, as the kernel counts it (`struct xdp_statistics`).
@@ -72,10 +68,44 @@ impl From<Result<libc::c_int, Errno>> for Kicked {
     }
 }
 
+/// The descriptor and what the socket's halves left behind, until all of them are gone and it closes.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    /// Until it is closed.
+    fd: Option<OwnedFd>,
+    left: Mutex<Left>,
+    lease: Arc<Lease>,
+}
+
+impl Descriptor {
+    /// The chunks of one of the halves.
+    pub(super) fn leave(&self, ours: &mut Vec<Chunk>, kernels: &mut Given) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.add(ours, kernels);
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // Closed by this: no half has its rings mapped any more, and nobody else the descriptor.
+        drop(self.fd.take());
+        let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.lease.umem().put_left(std::mem::take(left));
+    }
+}
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
 /// An AF_XDP socket. Non-blocking, closed on exec.
 #[derive(Debug)]
 pub(crate) struct XskSocket {
-    fd: OwnedFd,
+    descriptor: Arc<Descriptor>,
+    /// It hasn't registered the memory, but shares that of sockets that are bound.
+    shares: bool,
 }
 
 /// `getsockopt` of a plain structure; gives how many bytes of it the kernel has filled in.
@@ -100,9 +130,9 @@ fn get_option<T: Copy>(
 }
 
 impl XskSocket {
-    /// A socket with memory and rings, and its two halves; not bound yet. `ENOBUFS`: more memory than
-    /// may be locked (RLIMIT_MEMLOCK, without CAP_IPC_LOCK). `EAFNOSUPPORT`: no AF_XDP in this kernel.
-    pub(crate) fn new(sizes: Sizes) -> Result<(Self, Receiver, Sender), Errno> {
+    /// A socket with rings, on a port's memory, and its two halves; not bound yet. `ENOBUFS`: more memory
+    /// than may be locked (RLIMIT_MEMLOCK, without CAP_IPC_LOCK). `EAFNOSUPPORT`: no AF_XDP in this kernel.
+    pub(crate) fn new(lease: &Arc<Lease>, sizes: Sizes) -> Result<(Self, Receiver, Sender), Errno> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no pointers.
         let fd = unsafe { libc::socket(libc::AF_XDP, kind, 0) };
@@ -111,24 +141,33 @@ impl XskSocket {
         }
         // SAFETY: the descriptor is new, so nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let socket = Self { fd };
-        let set = |option, value: u32| set_option(socket.as_fd(), libc::SOL_XDP, option, value);
-        let umem = Arc::new(Umem::new(sizes.receive + sizes.transmit)?);
-        // The kernel pins the pages for as long as it needs them: it doesn't mind when we unmap them.
-        let registration = libc::xdp_umem_reg {
-            addr: umem.address(),
-            len: umem.length(),
-            chunk_size: CHUNK as u32,
-            headroom: 0,
-            flags: 0,
-            tx_metadata_len: 0,
+        let umem = lease.umem();
+        let descriptor = Arc::new(Descriptor {
+            fd: Some(fd),
+            left: Mutex::default(),
+            lease: Arc::clone(lease),
+        });
+        let socket = Self {
+            descriptor: Arc::clone(&descriptor),
+            shares: !umem.sharers().is_empty(),
         };
-        set_option(
-            socket.as_fd(),
-            libc::SOL_XDP,
-            libc::XDP_UMEM_REG,
-            registration,
-        )?;
+        let set = |option, value: u32| set_option(socket.as_fd(), libc::SOL_XDP, option, value);
+        if !socket.shares {
+            let registration = libc::xdp_umem_reg {
+                addr: umem.address(),
+                len: umem.length(),
+                chunk_size: CHUNK as u32,
+                headroom: 0,
+                flags: 0,
+                tx_metadata_len: 0,
+            };
+            set_option(
+                socket.as_fd(),
+                libc::SOL_XDP,
+                libc::XDP_UMEM_REG,
+                registration,
+            )?;
+        }
         set(libc::XDP_UMEM_FILL_RING, sizes.receive)?;
         set(libc::XDP_UMEM_COMPLETION_RING, sizes.transmit)?;
         set(libc::XDP_RX_RING, sizes.receive)?;
@@ -152,7 +191,7 @@ impl XskSocket {
         }
         let fd = socket.as_fd();
         let receiver = Receiver::new(
-            Arc::clone(&umem),
+            umem,
             Consumer::map(
                 fd,
                 libc::XDP_PGOFF_RX_RING as u64,
@@ -166,6 +205,7 @@ impl XskSocket {
                 sizes.receive,
             )?,
             sizes.receive,
+            Some(Arc::clone(&descriptor)),
         );
         let sender = Sender::new(
             umem,
@@ -181,35 +221,52 @@ impl XskSocket {
                 offsets.cr,
                 sizes.transmit,
             )?,
-            sizes.receive,
-            sizes.transmit,
+            Some(descriptor),
         );
         Ok((socket, receiver, sender))
     }
 
-    /// To one queue of a device. `EBUSY`: another socket has it, or had it a moment ago. `EINVAL`: no
-    /// such queue.
-    pub(crate) fn bind(&self, ifindex: u32, queue: u32, copying: Copying) -> Result<(), Errno> {
-        let address = libc::sockaddr_xdp {
-            sxdp_family: libc::AF_XDP as u16,
-            sxdp_flags: libc::XDP_USE_NEED_WAKEUP
-                | match copying {
-                    Copying::Copy => libc::XDP_COPY,
-                    Copying::Zero => libc::XDP_ZEROCOPY,
-                },
-            sxdp_ifindex: ifindex,
-            sxdp_queue_id: queue,
-            sxdp_shared_umem_fd: 0,
+    /// To one queue of a device, as the memory's [`Kind`](super::umem::Kind) says. `EBUSY`: another socket
+    /// has it, or had it a moment ago. `EINVAL`: no such queue. `EBADF`: nobody is left by whom memory could
+    /// be shared.
+    pub(crate) fn bind(&self, ifindex: u32, queue: u32) -> Result<(), Errno> {
+        let umem = self.descriptor.lease.umem();
+        let bind = |flags, sharer: Option<&Arc<Descriptor>>| {
+            let address = libc::sockaddr_xdp {
+                sxdp_family: libc::AF_XDP as u16,
+                sxdp_flags: flags,
+                sxdp_ifindex: ifindex,
+                sxdp_queue_id: queue,
+                sxdp_shared_umem_fd: sharer.map_or(0, |sharer| sharer.as_raw_fd() as u32),
+            };
+            // SAFETY: `address` is a local of the length given.
+            check(unsafe {
+                libc::bind(
+                    self.descriptor.as_raw_fd(),
+                    std::ptr::from_ref(&address).cast(),
+                    size_of::<libc::sockaddr_xdp>() as libc::socklen_t,
+                )
+            })
         };
-        // SAFETY: `address` is a local of the length given.
-        check(unsafe {
-            libc::bind(
-                self.fd.as_raw_fd(),
-                std::ptr::from_ref(&address).cast(),
-                size_of::<libc::sockaddr_xdp>() as libc::socklen_t,
-            )
-        })
-        .map(|_| ())
+        let result = if !self.shares {
+            let kind = umem.kind().ok_or(Errno::INVAL)?;
+            let copying = match kind.copying {
+                Copying::Copy => libc::XDP_COPY,
+                Copying::Zero => libc::XDP_ZEROCOPY,
+            };
+            let several = if kind.several { libc::XDP_USE_SG } else { 0 };
+            bind(libc::XDP_USE_NEED_WAKEUP | copying | several, None)
+        } else {
+            let sharers = umem.sharers();
+            let mut tries = sharers
+                .iter()
+                .map(|sharer| bind(libc::XDP_SHARED_UMEM, Some(sharer)));
+            // A socket whose device is gone shares no more.
+            tries
+                .find(|result| *result != Err(Errno::BADF))
+                .unwrap_or(Err(Errno::BADF))
+        };
+        result.map(|_| umem.is_bound(Arc::downgrade(&self.descriptor)))
     }
 
     /// Makes the kernel look at the transmit ring: in copy mode it sends some 32 frames (a budget
@@ -218,7 +275,7 @@ impl XskSocket {
         // SAFETY: no buffer, no address.
         let sent = unsafe {
             libc::sendto(
-                self.fd.as_raw_fd(),
+                self.descriptor.as_raw_fd(),
                 std::ptr::null(),
                 0,
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
@@ -234,7 +291,7 @@ impl XskSocket {
         // SAFETY: no buffer, no address.
         let received = unsafe {
             libc::recvfrom(
-                self.fd.as_raw_fd(),
+                self.descriptor.as_raw_fd(),
                 std::ptr::null_mut(),
                 0,
                 libc::MSG_DONTWAIT,
@@ -274,6 +331,7 @@ impl XskSocket {
 
 impl AsFd for XskSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        // SAFETY: open for as long as the descriptor is borrowed: only its `drop` closes it.
+        unsafe { BorrowedFd::borrow_raw(self.descriptor.as_raw_fd()) }
     }
 }
