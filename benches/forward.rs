@@ -15,13 +15,15 @@ use benches::sender::{Flood, SHORTEST};
 use clap::Parser;
 use tests::traffic::iperf3;
 
-const ALL: [Subject; 6] = [
+const ALL: [Subject; 8] = [
     Subject::OvsDpd,
+    Subject::OvsDpdXdp,
     Subject::Netdev,
     Subject::NetdevXdp,
     Subject::FloorRing,
     Subject::FloorVirtioNet,
     Subject::FloorFrameRing,
+    Subject::FloorXdp,
 ];
 
 /// Packets and bits per second, round trips, idle CPU: ovs-dpd beside its peers.
@@ -30,7 +32,7 @@ struct Arguments {
     /// Times that each subject has its turn.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Only subjects whose name contains one of these.
+    /// Only subjects whose name contains one of these (`XDP`: all with AF_XDP).
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
     /// Only these parts: idle, packets, tcp, ping.
@@ -69,7 +71,10 @@ fn main() -> Result<()> {
             measure(*subject, &arguments, &mut report).with_context(|| subject.name())?;
         }
     }
-    report.finish(Subject::OvsDpd.name())
+    // Where only AF_XDP is measured, that is the one to compare with.
+    let ours = [Subject::OvsDpd, Subject::OvsDpdXdp];
+    let ours = ours.into_iter().find(|subject| subjects.contains(subject));
+    report.finish(ours.unwrap_or(Subject::OvsDpd).name())
 }
 
 fn measure(subject: Subject, arguments: &Arguments, report: &mut Report) -> Result<()> {

@@ -22,6 +22,10 @@ pub enum Subject {
     Netdev,
     /// dpif-netdev with afxdp ports, in generic mode, which a polling thread reads.
     NetdevXdp,
+    /// ovs-dpd with AF_XDP ports on veth.
+    OvsDpdXdp,
+    /// The bare forwarder with AF_XDP sockets that share memory.
+    FloorXdp,
     /// The bare forwarder with receive rings.
     FloorRing,
     /// The bare forwarder with virtio-net headers.
@@ -37,6 +41,8 @@ impl Subject {
             Self::OvsDpd => "ovs-dpd",
             Self::Netdev => "dpif-netdev, AF_PACKET",
             Self::NetdevXdp => "dpif-netdev, afxdp",
+            Self::OvsDpdXdp => "ovs-dpd, AF_XDP",
+            Self::FloorXdp => "floor: AF_XDP",
             Self::FloorRing => "floor: TPACKET_V3",
             Self::FloorVirtioNet => "floor: recvmmsg, virtio-net headers",
             Self::FloorFrameRing => "floor: TPACKET_V2, virtio-net headers",
@@ -45,7 +51,10 @@ impl Subject {
 
     /// Whether it only carries TCP whose sender computes checksums itself.
     pub fn needs_checksums(self) -> bool {
-        matches!(self, Self::Netdev | Self::NetdevXdp)
+        matches!(
+            self,
+            Self::Netdev | Self::NetdevXdp | Self::OvsDpdXdp | Self::FloorXdp
+        )
     }
 }
 
@@ -84,9 +93,11 @@ impl Bed {
         let lab = match subject {
             Subject::OvsDpd => Lab::new(Switch::OvsDpd)?,
             Subject::Netdev | Subject::NetdevXdp => Lab::new(Switch::Netdev)?,
-            Subject::FloorRing | Subject::FloorVirtioNet | Subject::FloorFrameRing => {
-                Lab::bare(Switch::Netdev)?
-            }
+            Subject::OvsDpdXdp => Lab::with(Switch::OvsDpd, &["--driver", "af-xdp"])?,
+            Subject::FloorRing
+            | Subject::FloorVirtioNet
+            | Subject::FloorFrameRing
+            | Subject::FloorXdp => Lab::bare(Switch::Netdev)?,
         };
         let endpoint = |label: &str, number| -> Result<Arc<Endpoint>> {
             let endpoint = Endpoint::new(lab.host(), label, number)?;
@@ -110,6 +121,7 @@ impl Bed {
         };
         match subject {
             Subject::FloorRing => bed.start_floor(Kind::Ring)?,
+            Subject::FloorXdp => bed.start_floor(Kind::Xdp)?,
             Subject::FloorFrameRing => bed.start_floor(Kind::FrameRing)?,
             Subject::FloorVirtioNet => bed.start_floor(Kind::VirtioNet)?,
             _ => bed.start_switch()?,
@@ -232,7 +244,7 @@ impl Bed {
                 rustix::thread::sched_setaffinity(Pid::from_raw(floor.id()), &cpus)
                     .context("sched_setaffinity")
             }
-            (None, Subject::OvsDpd) => self
+            (None, Subject::OvsDpd | Subject::OvsDpdXdp) => self
                 .lab
                 .with_daemon(|daemon| cpu::pin_process(daemon.process().id(), cpu)),
             // Its polling thread has its CPU already.
@@ -250,7 +262,9 @@ impl Bed {
     pub fn cpu_time(&self) -> Result<Duration> {
         match (&self.floor, self.subject) {
             (Some(floor), _) => cpu::thread_time(floor.id()),
-            (None, Subject::OvsDpd) => self.lab.with_daemon(|d| d.process().cpu_time()),
+            (None, Subject::OvsDpd | Subject::OvsDpdXdp) => {
+                self.lab.with_daemon(|d| d.process().cpu_time())
+            }
             (None, _) => self.lab.with_vswitchd(|v: &mut Process| v.cpu_time()),
         }
     }

@@ -1,4 +1,4 @@
-//! The barest forwarders that there can be: two packet sockets, no look at a frame. What a datapath in
+//! The barest forwarders that there can be: two sockets, no look at a frame. What a datapath in
 //! user space can reach on such ports at best.
 
 use std::io;
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::gettid;
 
 use crate::wire::{BATCH, FrameRing, Ring, Wire, Wish};
+use crate::xsk::XskPair;
 
 /// Which one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum Kind {
     /// TPACKET_V2 receive rings with virtio-net headers, longer frames by the socket's queue, and sendmmsg
     /// out of the ring: all that the others can, one system call less a batch, one copy less a frame.
     FrameRing,
+    /// AF_XDP sockets in copy mode, in the driver, that share memory: no offloads.
+    Xdp,
 }
 
 /// A thread that forwards both ways between two devices.
@@ -41,9 +44,13 @@ impl Floor {
     /// # Errors
     /// Those of the system calls.
     pub fn start(host: &Namespace, kind: Kind, [a, b]: [&str; 2]) -> Result<Self> {
-        let ways =
-            host.inside(|| Ok::<_, io::Error>([Way::open(kind, a, b)?, Way::open(kind, b, a)?]))?;
-        let mut ways = ways.context("the floor's sockets")?;
+        let forwarder = host.inside(|| {
+            Ok::<_, io::Error>(match kind {
+                Kind::Xdp => Forwarder::Xdp(Box::new(XskPair::open([a, b])?)),
+                _ => Forwarder::Ways(Box::new([Way::open(kind, a, b)?, Way::open(kind, b, a)?])),
+            })
+        })?;
+        let mut forwarder = forwarder.context("the floor's sockets")?;
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, told) = std::sync::mpsc::channel();
         let thread = {
@@ -52,7 +59,7 @@ impl Floor {
                 // If nobody asks any more, nobody needs it.
                 let _ = tell.send(gettid().as_raw_nonzero().get());
                 while !stop.load(Ordering::Relaxed) {
-                    forward(&mut ways)?;
+                    forward(&mut forwarder)?;
                 }
                 Ok(())
             })
@@ -89,6 +96,11 @@ impl Drop for Floor {
     }
 }
 
+enum Forwarder {
+    Ways(Box<[Way; 2]>),
+    Xdp(Box<XskPair>),
+}
+
 /// One direction.
 struct Way {
     from: Source,
@@ -108,6 +120,7 @@ enum Source {
 impl Way {
     fn open(kind: Kind, from: &str, to: &str) -> io::Result<Self> {
         let (from, vnet) = match kind {
+            Kind::Xdp => return Err(io::ErrorKind::Unsupported.into()),
             Kind::Ring => (Source::Ring(Ring::open(from)?), false),
             Kind::FrameRing => (Source::FrameRing(FrameRing::open(from)?), true),
             Kind::VirtioNet => {
@@ -190,13 +203,23 @@ fn send(to: &Wire, mut frames: &[&[u8]]) {
     }
 }
 
-fn forward(ways: &mut [Way; 2]) -> Result<()> {
-    let mut idle = true;
-    for way in ways.iter_mut() {
-        idle &= !way.forward().context("the floor")?;
-    }
+fn forward(forwarder: &mut Forwarder) -> Result<()> {
+    let idle = match forwarder {
+        Forwarder::Xdp(pair) => !pair.forward(),
+        Forwarder::Ways(ways) => {
+            let mut idle = true;
+            for way in ways.iter_mut() {
+                idle &= !way.forward().context("the floor")?;
+            }
+            idle
+        }
+    };
     if idle {
-        let mut fds = ways.each_ref().map(|way| PollFd::new(way, PollFlags::IN));
+        let fds = match forwarder {
+            Forwarder::Xdp(pair) => pair.fds(),
+            Forwarder::Ways(ways) => ways.each_ref().map(AsFd::as_fd),
+        };
+        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let limit = Timespec {
             tv_sec: 0,
             tv_nsec: 50_000_000,
@@ -204,8 +227,10 @@ fn forward(ways: &mut [Way; 2]) -> Result<()> {
         match poll(&mut fds, Some(&limit)) {
             // Quiet for 50 ms: is it that nothing comes, or that nothing can?
             Ok(0) => {
-                for way in ways {
-                    way.check()?;
+                if let Forwarder::Ways(ways) = forwarder {
+                    for way in ways.iter_mut() {
+                        way.check()?;
+                    }
                 }
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

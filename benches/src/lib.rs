@@ -9,6 +9,7 @@
 //! - [`floor`]: the barest forwarders that there can be: what nobody in user space gets below.
 //! - [`sender`]: frames, as fast as one thread can or at a steady rate.
 //! - [`wire`]: packet sockets as the sender, the floor and the receivers use them.
+//! - [`xsk`]: AF_XDP sockets as the floor uses them.
 //! - [`client`]: a scripted client of the daemon, in ovs-vswitchd's place.
 //! - [`delay`]: a delay line, for round-trip times.
 //! - [`cpu`]: who runs where.
@@ -24,3 +25,4 @@ pub mod plot;
 pub mod report;
 pub mod sender;
 pub mod wire;
+pub mod xsk;

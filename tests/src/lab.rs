@@ -150,7 +150,19 @@ impl Lab {
     /// # Errors
     /// Something is missing, or doesn't start.
     pub fn new(switch: Switch) -> Result<Self> {
+        Self::with(switch, &[])
+    }
+
+    /// The same with more arguments of `ovs-dpd run`, if that is the switch.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(switch: Switch, arguments: &[&str]) -> Result<Self> {
         let lab = Self::bare(switch)?;
+        if switch == Switch::OvsDpd && !arguments.is_empty() {
+            lab.stop_daemon()?;
+            lab.start_daemon_with(arguments)?;
+        }
         *lock(&lab.database) = Some(lab.ovs.start_database(&lab.host)?);
         lab.start_vswitchd()?;
         Ok(lab)
