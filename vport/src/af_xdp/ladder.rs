@@ -172,6 +172,10 @@ pub(super) trait System {
         socket.bind(ifindex, queue)
     }
 
+    fn is_zero_copy(&self, socket: &XskSocket) -> Result<bool, Errno> {
+        socket.is_zero_copy()
+    }
+
     fn attach(
         &self,
         map: &SocketMap,
@@ -326,7 +330,7 @@ fn hold_in(
             }
             Err(errno) => return Err(Failure::new(format!("bind to queue {queue}"), errno)),
         }
-        if rung == Rung::ZeroCopy && !socket.is_zero_copy().unwrap_or(false) {
+        if rung == Rung::ZeroCopy && !system.is_zero_copy(&socket).unwrap_or(false) {
             let what = format!("queue {queue} copies all the same");
             return Err(Failure::new(what, Errno::OPNOTSUPP));
         }

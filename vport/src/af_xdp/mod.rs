@@ -315,7 +315,7 @@ impl Port for AfXdp {
         let shared = &self.shared;
         let queues = shared.channels.len();
         let mut mode = format!(
-            "af_xdp, {}, {queues} queue{} of {} + {} frames, past the qdisc (no tc, no tcpdump), \
+            "af_xdp, {}, {queues} queue{} of {} + {} frames, need_wakeup, past the qdisc (no tc, no tcpdump), \
              hidden by the XDP program, no offloads",
             shared.rung.name(),
             if queues == 1 { "" } else { "s" },

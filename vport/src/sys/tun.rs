@@ -123,3 +123,86 @@ pub(crate) fn namespace(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(netns) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use frame::{Frame, Pool};
+
+    use super::*;
+    use crate::{AttachOptions, TxOutcome};
+
+    const HEADER: usize = 10;
+
+    fn test_frame(number: u8) -> Vec<u8> {
+        let mut bytes = vec![number; 60];
+        bytes[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5]);
+        bytes
+    }
+
+    fn is_test_frame(bytes: &[u8]) -> bool {
+        bytes.get(12..14) == Some(&[0x88, 0xb5])
+    }
+
+    /// As QEMU has it with `queues=2`: the device is that of whoever holds its queues, and we only attach
+    /// to it.
+    #[test]
+    fn a_tap_whose_queues_another_has_is_a_system_port() {
+        let run = || {
+            #[expect(deprecated)] // the flag that makes it unsafe isn't used
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            let queues = [open().unwrap(), open().unwrap()];
+            attach(&queues[0], "vm0", true, true).unwrap();
+            attach(&queues[1], "vm0", false, true).unwrap();
+            for words in ["link set vm0 addrgenmode none", "link set vm0 up"] {
+                let mut ip = Command::new("ip");
+                assert!(ip.args(words.split(' ')).status().unwrap().success());
+            }
+            let port = crate::attach("vm0", &AttachOptions::default()).unwrap();
+            assert!(port.mode().starts_with("af_packet"), "{}", port.mode());
+            let mut rx = port.open_queues().unwrap().remove(0);
+            let (mut pool, mut out) = (Pool::default(), Vec::new());
+            let end = Instant::now() + Duration::from_secs(5);
+            // The guest sends, by either queue.
+            let mut came = Vec::new();
+            for (number, queue) in (1..).zip(&queues) {
+                let bytes = [vec![0; HEADER], test_frame(number)].concat();
+                assert_eq!(rustix::io::write(queue, &bytes), Ok(bytes.len()));
+            }
+            while came.len() < 2 && Instant::now() < end {
+                rx.receive(&mut pool, &mut out, 32).unwrap();
+                let ours = out.drain(..).filter(|frame| is_test_frame(frame.bytes()));
+                came.extend(ours.map(|frame| frame.bytes().to_vec()));
+            }
+            came.sort();
+            assert_eq!(came, [test_frame(1), test_frame(2)]);
+            // It gets each frame once, by one of them.
+            let mut outcome = TxOutcome::default();
+            for number in 10..20 {
+                let mut frames = vec![Frame::from_bytes(&test_frame(number))];
+                port.transmit(&mut frames, &mut pool, &mut outcome);
+            }
+            assert_eq!((outcome.packets, outcome.refused_total()), (10, 0));
+            let mut got = Vec::new();
+            while got.len() < 10 && Instant::now() < end {
+                for queue in &queues {
+                    let mut bytes = [0; 2048];
+                    if let Ok(length) = rustix::io::read(queue, &mut bytes) {
+                        let bytes = &bytes[HEADER..length];
+                        got.extend(is_test_frame(bytes).then(|| bytes[20]));
+                    }
+                }
+            }
+            got.sort_unstable();
+            assert_eq!(got, (10..20).collect::<Vec<_>>());
+            // The guest ends, and its device with it.
+            drop(queues);
+            while rx.receive(&mut pool, &mut out, 32).unwrap() != crate::RxStatus::Gone {
+                assert!(Instant::now() < end, "the port isn't gone");
+            }
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}

@@ -20,6 +20,8 @@ struct Scripted {
     attachs: Cell<u32>,
     pauses: Cell<u32>,
     tight: Cell<bool>,
+    /// A device that binds for zero copy, and what it says about that afterwards.
+    pretends: Option<bool>,
     asked: RefCell<Vec<String>>,
 }
 
@@ -44,6 +46,13 @@ impl System for Scripted {
 
     fn memory(&self, kind: Kind, sizes: Sizes, queues: u32, want: Want) -> Result<Lease, Errno> {
         self.tight.set(want == Want::Tight);
+        let kind = match self.pretends {
+            Some(_) => Kind {
+                copying: Copying::Copy,
+                ..kind
+            },
+            None => kind,
+        };
         let (chunks, sent) = (sizes.chunks() * queues, sizes.transmit * queues);
         Lease::new(kind, chunks, sent, want)
     }
@@ -73,6 +82,10 @@ impl System for Scripted {
         }
         fails_until(&self.binds, self.bind)?;
         socket.bind(ifindex, queue)
+    }
+
+    fn is_zero_copy(&self, socket: &XskSocket) -> Result<bool, Errno> {
+        self.pretends.map_or_else(|| socket.is_zero_copy(), Ok)
     }
 
     fn attach(
@@ -316,4 +329,39 @@ fn a_jumbo_device_asks_for_frames_in_several_chunks() {
         asked.contains(&"bind 0 Copy, several chunks".into()),
         "{asked:?}"
     );
+}
+
+#[test]
+fn zero_copy_is_taken_from_a_device_that_has_it_and_says_so() {
+    let script = |pretends| Scripted {
+        pretends: Some(pretends),
+        ..Scripted::default()
+    };
+    let (result, script_used) = climbed(script(true), Some(1));
+    assert_eq!(result, Ok(Rung::ZeroCopy));
+    let asked = script_used.asked.borrow();
+    assert_eq!(*asked, ["socket 2048+1024", "bind 0 Zero", "attach Native"]);
+    let (result, _) = climbed(script(false), Some(1));
+    assert_eq!(result, Ok(Rung::Native));
+}
+
+#[test]
+fn memory_that_nobody_can_share_any_more_is_replaced_by_fresh_one() {
+    let script = Scripted {
+        zero_copy: Some(Errno::OPNOTSUPP),
+        bind: Some((1, Errno::BADF)),
+        ..Scripted::default()
+    };
+    let (result, script) = climbed(script, Some(1));
+    assert_eq!(result, Ok(Rung::Native));
+    let binds = script.binds.get();
+    assert_eq!(binds, 2);
+    // It stays so: the next rung.
+    let script = Scripted {
+        zero_copy: Some(Errno::OPNOTSUPP),
+        bind: Some((9, Errno::BADF)),
+        ..Scripted::default()
+    };
+    let (result, _) = climbed(script, Some(1));
+    assert_eq!(refusals(&result), Rung::ALL);
 }
