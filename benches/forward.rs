@@ -127,14 +127,18 @@ fn measure(subject: Subject, arguments: &Arguments, report: &mut Report) -> Resu
 /// Packets per second at 64 bytes.
 fn packets(bed: &Bed, flows: u32, seconds: u32, name: &str, report: &mut Report) -> Result<()> {
     let flood = Flood::start(&bed.a, SHORTEST, flows);
-    // All flows are installed by then.
-    let warm_up = Duration::from_millis(if flows == 1 { 300 } else { 1500 });
-    std::thread::sleep(warm_up);
-    if flows > 1 && bed.has_flows() {
+    std::thread::sleep(Duration::from_millis(if flows == 1 { 300 } else { 1500 }));
+    // The more flows the longer it takes until all are installed.
+    let end = Instant::now() + Duration::from_millis(u64::from(flows) / 2);
+    while flows > 1 && bed.has_flows() {
         let installed = bed.flow_count()?;
-        if installed < u64::from(flows) * 9 / 10 {
+        if installed >= u64::from(flows) * 9 / 10 {
+            break;
+        }
+        if Instant::now() > end {
             bail!("only {installed} of {flows} flows are installed");
         }
+        std::thread::sleep(Duration::from_millis(500));
     }
     let start = Instant::now();
     let before = (flood.sent(), bed.received()?, bed.cpu_time()?);
