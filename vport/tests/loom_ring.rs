@@ -383,6 +383,42 @@ macro_rules! rings {
                 });
             }
 
+            /// Where messages arrived, in what order.
+            #[derive(Clone, Default)]
+            struct Arrived(Arc<std::sync::Mutex<Vec<usize>>>);
+
+            impl Sink<usize> for Arrived {
+                fn size(&self, _message: &usize) -> usize {
+                    1
+                }
+                fn send(&mut self, messages: &VecDeque<usize>, _offset: usize) -> Sent {
+                    self.0.lock().unwrap().extend(messages);
+                    Sent::Bytes(messages.len())
+                }
+                fn recycle(&mut self, _message: usize) {}
+            }
+
+            /// What is sent past an idle queue doesn't overtake what the same thread queued before.
+            pub fn past() {
+                model(3, || {
+                    let deferred = Arc::new(Deferred::new(Ring::new(2, false, Ends::new())));
+                    let mut arrived = Arrived::default();
+                    deferred.enqueue([1], drop);
+                    let flusher = {
+                        let (deferred, mut arrived) = (Arc::clone(&deferred), arrived.clone());
+                        thread::spawn(move || deferred.flush(&mut arrived))
+                    };
+                    deferred.enqueue([2], drop);
+                    if deferred.is_idle() {
+                        arrived.0.lock().unwrap().push(3);
+                    }
+                    flusher.join().unwrap();
+                    deferred.flush(&mut arrived);
+                    let order = arrived.0.lock().unwrap();
+                    assert!(order.is_sorted(), "overtaken: {order:?}");
+                });
+            }
+
             /// Two threads that both could flush: one does, at a time.
             pub fn one_flusher() {
                 model(3, || {
@@ -488,6 +524,11 @@ fn resize_close_and_tail_drop_wake_what_paused() {
 fn the_flusher_leaves_no_message() {
     right::flusher(1, 2);
     right::flusher(2, 3);
+}
+
+#[test]
+fn nothing_overtakes_what_its_sender_queued() {
+    right::past();
 }
 
 #[test]

@@ -168,29 +168,26 @@ impl Service {
             }
             Meeting::Address(_) => 0,
         };
+        // One look decides what is waited for: the peer, or the datapath, which wakes us by the feeder.
+        let inbox = &shared.inbox;
+        let paused = inbox.is_stopped() && inbox.notify().feeder.pause(|| inbox.is_stopped());
         match &self.phase {
             Phase::Alone(_) => {}
             Phase::Connecting { socket, .. } => fds.push(PollFd::new(socket, PollFlags::OUT)),
             Phase::Up { connection, .. } => {
                 let mut flags = none;
-                if !shared.inbox.is_stopped() {
+                if !paused {
                     flags |= PollFlags::IN;
+                    if connection.reader.holds_frame() {
+                        // It has all been read: nothing may come to wake us.
+                        timeout = Some(Duration::ZERO);
+                    }
                 }
                 if connection.blocked {
                     flags |= PollFlags::OUT;
                 }
                 fds.push(PollFd::new(connection.socket(), flags));
             }
-        }
-        // A stop that was lifted before the announcement was seen is seen now.
-        if shared.inbox.is_stopped()
-            && !shared
-                .inbox
-                .notify()
-                .feeder
-                .pause(|| shared.inbox.is_stopped())
-        {
-            timeout = Some(Duration::ZERO);
         }
         let timeout = timeout.map(|wait| Timespec {
             tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
@@ -325,7 +322,9 @@ impl Service {
             }
             Err(error) => {
                 // No descriptors, no memory: the listener stays readable, so don't spin on it.
-                self.shared.set_state(State::Waiting, error.to_string());
+                if !matches!(self.phase, Phase::Up { .. }) {
+                    self.shared.set_state(State::Waiting, error.to_string());
+                }
                 std::thread::sleep(Duration::from_millis(10));
                 false
             }
@@ -457,9 +456,6 @@ impl Service {
         if refused != Refused::default() {
             shared.runt.fetch_add(refused.runt, Relaxed);
             shared.oversized.fetch_add(refused.oversized, Relaxed);
-        }
-        if connection.reader.holds_frame() && (!usable || room > self.frames.len()) {
-            self.again = true;
         }
         let pool = &mut self.pool;
         if usable {
