@@ -2,7 +2,7 @@
 //! waits there, and goes on its way when there is room again.
 //!
 //! # Contract
-//! - A port that takes frames at once has its frames at once: the ring is empty then, and costs one load.
+//! - A port that takes frames at once has its frames at once: the ring is empty then, and costs three loads.
 //! - What waits stays in order; while something waits, what comes later for that port waits behind it.
 //! - The thread `drain` sends what waits, of all ports in turns, [`FLUSH_MESSAGES`] at a time. It never waits
 //!   for a port: it is told by the device's descriptor that there is room, or tries again after

@@ -400,7 +400,7 @@ macro_rules! rings {
 
             /// What is sent past an idle queue doesn't overtake what the same thread queued before.
             pub fn past() {
-                model(3, || {
+                model(4, || {
                     let deferred = Arc::new(Deferred::new(Ring::new(2, false, Ends::new())));
                     let mut arrived = Arrived::default();
                     deferred.enqueue([1], drop);

@@ -107,7 +107,8 @@ fn clear(flag: &AtomicBool) -> bool {
 /// By the count's only writer.
 fn add(count: &AtomicU64, n: usize) {
     if n != 0 {
-        count.store(count.load(Relaxed) + n as u64, Relaxed);
+        // Release: whoever sees that items were consumed sees that somebody was about to (`deferred`).
+        count.store(count.load(Relaxed) + n as u64, Release);
     }
 }
 
@@ -279,6 +280,13 @@ impl<T: Send, N: Notify> Ring<T, N> {
     /// Whether there is nothing to be taken out. For the consumer, after a fence of its own.
     pub fn is_empty(&self) -> bool {
         !lock(&self.consumer).next_is_taken()
+    }
+
+    /// Whether all that this thread has put in is out again. Takes no lock.
+    #[inline]
+    pub fn is_drained(&self) -> bool {
+        // In this order: what is produced meanwhile makes it false, never true.
+        self.consumed.load(Acquire) == self.produced.load(Acquire)
     }
 
     /// Items in it. Exact at rest.

@@ -166,7 +166,9 @@ impl<T: Send, N: Notify> Deferred<T, N> {
     /// that this thread queued before.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        self.role.load(Acquire) == IDLE
+        // The role alone doesn't tell: the flusher gives it up before its last look at the ring. And the ring
+        // first: what has left it was taken by who had the role, which is seen then.
+        self.ring.is_drained() && self.role.load(Acquire) == IDLE
     }
 
     /// Carries messages out, if a flush is scheduled.
