@@ -9,7 +9,7 @@
 //!   [`AGAIN`] where the kernel tells nobody (a queueing discipline that dropped).
 //! - With `tail-drop` what finds the ring full is dropped, on this port's count; with `backpressure` it
 //!   stops whoever feeds this port and nothing else ([`Feeders`]), and what comes nevertheless is
-//!   dropped and counted.
+//!   dropped and counted. So is what the kernel has refused for [`PATIENCE`].
 //! - A frame counts as transmitted when the device has it.
 
 use std::collections::{HashMap, VecDeque};
@@ -36,6 +36,9 @@ use crate::vport::Vport;
 
 /// When a device is tried again of which nobody tells that it has room.
 pub const AGAIN: Duration = Duration::from_micros(500);
+/// How long a frame that a queue of the kernel's refuses is offered again, with back-pressure: a shaper takes
+/// it in time, a filter on the way out never does, and nobody tells which it is.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// Frames that may wait for a port, unless told otherwise.
 pub const DEFAULT_RING: usize = 512;
 /// The mailbox's mark among the epoll events; ports have the numbers below.
@@ -179,6 +182,7 @@ impl Drains {
             ports: HashMap::new(),
             ready: VecDeque::new(),
             later: VecDeque::new(),
+            refused: HashMap::new(),
         };
         let thread = std::thread::Builder::new()
             .name(String::from("drain"))
@@ -290,6 +294,8 @@ struct Drain {
     ready: VecDeque<u64>,
     /// Ports to be tried again, and when: the sooner the more in front.
     later: VecDeque<(Instant, u64)>,
+    /// Ports whose first frame the kernel refuses, and since when.
+    refused: HashMap<u64, Instant>,
 }
 
 /// A device as the far end of a ring; a message is a frame, whole.
@@ -435,6 +441,7 @@ impl Drain {
         let Some(port) = self.ports.remove(&id) else {
             return;
         };
+        self.refused.remove(&id);
         if let Some(outlet) = port.device.outlet() {
             // ENOENT: it couldn't be added.
             let _ = epoll::delete(&self.epoll, outlet.writable());
@@ -466,9 +473,11 @@ impl Drain {
         let (Some(ring), Some(outlet)) = (&port.ring, port.device.outlet()) else {
             return;
         };
+        let since = self.refused.get(&id);
         let mut device = Device {
             outlet,
-            patient: ring.deferred.ring().has_backpressure(),
+            patient: ring.deferred.ring().has_backpressure()
+                && since.is_none_or(|since| since.elapsed() < PATIENCE),
             pool: &mut self.pool,
             outcome: TxOutcome::default(),
             room: Room::Left,
@@ -476,6 +485,16 @@ impl Drain {
         let flushed = ring.deferred.flush(&mut device);
         let (outcome, room) = (device.outcome, device.room);
         account(port.counters.cell(self.executor), &outcome);
+        match (flushed, room) {
+            (Flushed::Blocked, Room::Later) if outcome.packets == 0 => {
+                self.refused.entry(id).or_insert_with(Instant::now);
+            }
+            // Impatient, it goes on until all that waited behind is tried.
+            (Flushed::More, _) if outcome.packets == 0 => {}
+            _ => {
+                self.refused.remove(&id);
+            }
+        }
         match (flushed, room) {
             (Flushed::More, _) => self.ready.push_back(id),
             (Flushed::Blocked, Room::Awaited) => {
