@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::{Subcommand, ValueEnum};
+use clap::{ArgGroup, Subcommand, ValueEnum};
 use datapath::stream_status::{RingStatus, StreamStatus};
 
 use crate::control::{self, Command};
@@ -37,7 +37,8 @@ pub enum StreamCommand {
     /// that are trusted. The stream lasts as long as the daemon, whatever ovs-vswitchd does.
     #[command(
         after_help = "Example:\n  ovs-dpd stream add s0 --connect 192.0.2.1:7000\n  \
-                            ovs-vsctl add-port br0 s0"
+                            ovs-vsctl add-port br0 s0",
+        group(ArgGroup::new("peer").required(true).args(["listen", "connect"]))
     )]
     Add {
         #[command(flatten)]
@@ -45,12 +46,7 @@ pub enum StreamCommand {
         /// Name of the device.
         name: String,
         /// Wait for the peer at this address ([..] around one of IPv6).
-        #[arg(
-            long,
-            value_name = "ADDR:PORT",
-            conflicts_with = "connect",
-            required_unless_present = "connect"
-        )]
+        #[arg(long, value_name = "ADDR:PORT")]
         listen: Option<String>,
         /// Connect to the peer at this address, again and again.
         #[arg(long, value_name = "ADDR:PORT")]
@@ -83,13 +79,14 @@ pub enum StreamCommand {
 #[derive(Subcommand)]
 pub enum PortCommand {
     /// Change how many frames may wait for a port, and what becomes of more.
+    #[command(group(ArgGroup::new("what").required(true).multiple(true).args(["ring", "policy"])))]
     Set {
         #[command(flatten)]
         run_dir: RunDirArgument,
         /// Name of the port.
         name: String,
         /// How many frames may wait for it.
-        #[arg(long, value_name = "N", required_unless_present = "policy")]
+        #[arg(long, value_name = "N")]
         ring: Option<usize>,
         /// What becomes of frames when as many wait.
         #[arg(long, value_enum)]

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 use datapath::capture::Wish;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -30,11 +30,11 @@ pub const EXAMPLES: &str = "Examples:
 
 /// What `capture` can be told.
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["port", "drops"])))]
 pub struct CaptureArguments {
     #[command(flatten)]
     run_dir: crate::RunDirArgument,
     /// The port, by its device's name: as in `ovs-dpd status`.
-    #[arg(required_unless_present = "drops")]
     port: Option<String>,
     /// Only packets that are dropped, of the port or of all ports, as they are when they are dropped.
     #[arg(long, conflicts_with = "direction")]
