@@ -195,6 +195,33 @@ fn with_tail_drop_what_finds_no_room_is_dropped_and_counted() -> Result<()> {
 }
 
 #[test]
+fn what_a_filter_drops_on_the_way_out_stops_a_port_for_a_while_only() -> Result<()> {
+    bed(|lab, [a, b, _]| {
+        set(lab, b.port(), "--policy backpressure --ring 4")?;
+        for line in [
+            String::from("add table netdev filter_out"),
+            format!(
+                "add chain netdev filter_out egress {{ type filter hook egress device {} priority 0; }}",
+                b.port()
+            ),
+            String::from("add rule netdev filter_out egress udp dport 9 drop"),
+        ] {
+            lab.host().exec(format!("nft {line}"))?;
+        }
+        let dropped = |port: &Value| count(port, "packets.dropped.output_full");
+        let before = dropped(&port(lab, b.port())?)?;
+        datagrams(a, b, 3)?;
+        until("they are given up", SOON, || {
+            let now = at_rest(lab, b.port())?;
+            Ok((dropped(&now)? - before == 3).then_some(()))
+        })?;
+        ping_ok(a.namespace(), "10.1.1.2")?;
+        lab.host().exec("nft delete table netdev filter_out")?;
+        balanced(lab)
+    })
+}
+
+#[test]
 fn a_slow_port_stops_no_queue_that_feeds_others() -> Result<()> {
     bed(|lab, [a, b, _]| {
         set(lab, b.port(), "--policy backpressure --ring 10")?;
