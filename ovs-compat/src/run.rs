@@ -18,6 +18,8 @@ use datapath::mailbox::mailbox;
 use datapath::outlet::{DEFAULT_RING, RingDefaults};
 use datapath::placement::cpus::CpuList;
 use netlink::server::{BindError, Config, Server};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, socket};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{info, warn};
@@ -139,6 +141,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         }
         Err(error @ BindError::Io { .. }) => return Err(error).context("can't serve"),
     };
+    warn_of_missing_privileges();
     let prefix = run_dir.prefix();
     match vport::cleanup(&prefix) {
         Ok(removed) => {
@@ -252,6 +255,17 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         remove_file(&file);
     }
     Ok(())
+}
+
+/// Without packet sockets no port can be had.
+fn warn_of_missing_privileges() {
+    let (family, kind) = (AddressFamily::PACKET, SocketType::RAW);
+    if let Err(errno @ (Errno::PERM | Errno::ACCESS)) = socket(family, kind, None) {
+        warn!(
+            "there will be no ports, since packet sockets are refused ({errno}): run as root, or inside \
+             `unshare -U -r -n -m`"
+        );
+    }
 }
 
 /// Starts a thread.
