@@ -110,6 +110,8 @@ pub(crate) struct Envelope {
     pub(crate) tos: u8,
     /// Time to live; 0: the kernel's default.
     pub(crate) ttl: u8,
+    /// What routes, rules and policies may go by; 0: none.
+    pub(crate) mark: u32,
 }
 
 /// One message: a datagram, or several of one length (the last may be shorter) that the kernel cuts.
@@ -158,7 +160,12 @@ impl Control {
     fn of(message: &Message<'_>) -> Self {
         let mut control = Self::new();
         let Envelope {
-            to, from, tos, ttl, ..
+            to,
+            from,
+            tos,
+            ttl,
+            mark,
+            ..
         } = message.envelope;
         let word = |value: u8| libc::c_int::from(value).to_ne_bytes();
         let (level, tos_kind, ttl_kind) = match to {
@@ -168,6 +175,9 @@ impl Control {
         control.push(level, tos_kind, &word(tos));
         if ttl != 0 {
             control.push(level, ttl_kind, &word(ttl));
+        }
+        if mark != 0 {
+            control.push(libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes());
         }
         match from {
             Some(IpAddr::V4(address)) => {
@@ -317,14 +327,16 @@ mod tests {
                 from: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
                 tos: 0xb8,
                 ttl: 64,
+                mark: 9,
             },
             frames: &frames,
         };
         let control = Control::of(&message);
-        assert_eq!(control.used, 24 + 24 + 32 + 24);
+        assert_eq!(control.used, 24 + 24 + 24 + 32 + 24);
         assert_eq!(control.bytes[..8], 20_usize.to_ne_bytes());
         assert_eq!(control.bytes[16..20], 0xb8_u32.to_ne_bytes());
-        assert_eq!(control.bytes[68..72], [10, 0, 0, 1]);
-        assert_eq!(control.bytes[96..98], 100_u16.to_ne_bytes());
+        assert_eq!(control.bytes[64..68], 9_u32.to_ne_bytes());
+        assert_eq!(control.bytes[92..96], [10, 0, 0, 1]);
+        assert_eq!(control.bytes[120..122], 100_u16.to_ne_bytes());
     }
 }

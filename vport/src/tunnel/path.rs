@@ -37,13 +37,14 @@ pub(super) fn address(family: u8, place: &[u8; 16]) -> IpAddr {
     }
 }
 
-/// Where a key sends to, and from where if it says so.
-pub(super) fn ends(key: &TunnelKey) -> Ends {
+/// The way that a key asks for, for packets of this mark.
+pub(super) fn ends(key: &TunnelKey, mark: u32) -> Ends {
     let from = address(key.family, &key.src);
-    (
-        address(key.family, &key.dst),
-        (!from.is_unspecified()).then_some(from),
-    )
+    Ends {
+        to: address(key.family, &key.dst),
+        from: (!from.is_unspecified()).then_some(from),
+        mark,
+    }
 }
 
 fn domain(address: IpAddr) -> Domain {
@@ -53,8 +54,11 @@ fn domain(address: IpAddr) -> Domain {
     }
 }
 
-fn ask(to: IpAddr, from: Option<IpAddr>) -> std::io::Result<Path> {
+fn ask(Ends { to, from, mark }: Ends) -> std::io::Result<Path> {
     let socket = Socket::new(domain(to), Type::DGRAM, Some(Protocol::UDP))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
     if let Some(from) = from {
         socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
     }
@@ -72,34 +76,42 @@ pub(super) struct Paths {
     known: Mutex<HashMap<Ends, (Instant, Path)>>,
 }
 
-/// To where, and from which address if that is said.
-type Ends = (IpAddr, Option<IpAddr>);
+/// What a way depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    /// To where.
+    pub(super) to: IpAddr,
+    /// From which address, if that is said.
+    pub(super) from: Option<IpAddr>,
+    /// The packets' mark, which rules may go by.
+    pub(super) mark: u32,
+}
 
 impl Paths {
-    /// The way from an address (None: from any) to another.
+    /// The way between two addresses.
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn find(&self, to: IpAddr, from: Option<IpAddr>) -> std::io::Result<Path> {
+    pub(super) fn find(&self, ends: Ends) -> std::io::Result<Path> {
         let now = Instant::now();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((asked, path)) = known.get(&(to, from))
+        if let Some((asked, path)) = known.get(&ends)
             && now.duration_since(*asked) < FRESH
         {
             return Ok(*path);
         }
-        let path = ask(to, from)?;
+        let path = ask(ends)?;
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert((to, from), (now, path));
+        known.insert(ends, (now, path));
         Ok(path)
     }
 
     /// What is known of that way is wrong.
-    pub(super) fn forget(&self, to: IpAddr, from: Option<IpAddr>) {
+    pub(super) fn forget(&self, ends: Ends) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(&(to, from));
+        known.remove(&ends);
     }
 }
 
@@ -150,10 +162,15 @@ mod tests {
             ip("link set lo up");
             let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
             let paths = Paths::default();
-            let path = paths.find(here, None).unwrap();
-            assert_eq!((path.mtu, path.source), (65_536, here));
+            let to = |to| Ends {
+                to,
+                from: None,
+                mark: 0,
+            };
+            let path = paths.find(to(here)).unwrap();
+            assert_eq!((path.mtu, path.source), (65_535, here));
             let far = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-            assert!(paths.find(far, None).is_err());
+            assert!(paths.find(to(far)).is_err());
             let mut own = Own::default();
             assert!(own.is_own(here, Instant::now()));
             assert!(!own.is_own(far, Instant::now()));
@@ -161,11 +178,11 @@ mod tests {
             ip("link add d0 mtu 1400 type ifb");
             ip("link set d0 up");
             ip("addr add 192.0.2.2/24 dev d0");
-            assert_eq!(paths.find(far, None).unwrap().mtu, 1400);
+            assert_eq!(paths.find(to(far)).unwrap().mtu, 1400);
             ip("link set d0 mtu 1300");
-            assert_eq!(paths.find(far, None).unwrap().mtu, 1400);
-            paths.forget(far, None);
-            assert_eq!(paths.find(far, None).unwrap().mtu, 1300);
+            assert_eq!(paths.find(to(far)).unwrap().mtu, 1400);
+            paths.forget(to(far));
+            assert_eq!(paths.find(to(far)).unwrap().mtu, 1300);
         };
         std::thread::spawn(run).join().unwrap();
     }

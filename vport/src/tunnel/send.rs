@@ -14,7 +14,7 @@ use frame::{Frame, Pool, complete_checksum};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::path::{Path, ends};
+use super::path::{Ends, Path, ends};
 use super::{Shared, TunnelConfig, TunnelKind, wire};
 use crate::port::{TxOutcome, TxRefusal};
 use crate::sys::inet::{self, BATCH, Envelope, Message, SEGMENTS};
@@ -140,8 +140,7 @@ pub(super) fn complete(shared: &Shared, key: &mut TunnelKey) -> bool {
     let Some(choice) = choice(kind, key) else {
         return false;
     };
-    let (to, from) = ends(key);
-    let Ok(path) = shared.paths.find(to, from) else {
+    let Ok(path) = shared.paths.find(ends(key, 0)) else {
         return false;
     };
     key.src = octets(path.source);
@@ -213,11 +212,8 @@ fn prepare_borrowed(
     let config = &shared.config;
     let choice = choice(config.kind, &key).ok_or(TxRefusal::Unreachable)?;
     frame.push_tag_inband().map_err(|_| TxRefusal::TooLong)?;
-    let (to, from) = ends(&key);
-    let path = shared
-        .paths
-        .find(to, from)
-        .map_err(|_| TxRefusal::Unreachable)?;
+    let way = ends(&key, frame.class.mark);
+    let path = shared.paths.find(way).map_err(|_| TxRefusal::Unreachable)?;
     let room = (path.mtu as usize).saturating_sub(wire::overhead(config, &key));
     let longest = too_big::longest_packet(frame);
     let (longest, network) = match longest {
@@ -241,11 +237,12 @@ fn prepare_borrowed(
         false => key.tos,
     };
     let envelope = Envelope {
-        to,
+        to: way.to,
         port: destination_port(config, &key),
-        from,
+        from: way.from,
         tos,
         ttl: key.ttl,
+        mark: way.mark,
     };
     let mut add = |mut datagram: Frame| {
         wire::push(shared, &mut datagram, &key)?;
@@ -365,8 +362,8 @@ fn send_group(
                 if others == TxRefusal::TooLong
                     && let Some(message) = refused.first()
                 {
-                    let Envelope { to, from, .. } = message.envelope;
-                    shared.paths.forget(to, from);
+                    let Envelope { to, from, mark, .. } = message.envelope;
+                    shared.paths.forget(Ends { to, from, mark });
                 }
                 let until = done + count(refused);
                 refuse(group.get(done..until).unwrap_or_default(), others);
