@@ -4,7 +4,8 @@
 //! `ns a: eth0 --veth-- v-a [ovs-dpd] ring -> v-b (a shaper: the bottleneck) --veth-- eth0 -- delay -- tcp0 :ns b`
 //!
 //! The sender has no segmentation offload, so that a place in the ring is a packet. The bottleneck's own queue
-//! holds two packets: what waits does so in the ring or, while the worker pauses, in v-a's receive ring.
+//! holds two packets, a millisecond of its rate: what waits does so in the ring or, while the worker pauses, in
+//! v-a's receive ring (2048 packets).
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     seconds: u32,
     /// What the bottleneck lets through, as tc takes it.
-    #[arg(long, default_value = "200mbit")]
+    #[arg(long, default_value = "20mbit")]
     rate: String,
     /// Sizes of the ring.
     #[arg(

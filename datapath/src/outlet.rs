@@ -5,14 +5,14 @@
 //! - A port that takes frames at once has its frames at once: the ring is empty then, and costs three loads.
 //! - What waits stays in order; while something waits, what comes later for that port waits behind it.
 //! - The thread `drain` sends what waits, of all ports in turns, [`FLUSH_MESSAGES`] at a time. It never waits
-//!   for a port: it is told by the device's descriptor that there is room, or tries again after
-//!   [`AGAIN`] where the kernel tells nobody (a queueing discipline that dropped).
+//!   for a port: it is told by the device's descriptor that there is room, or tries again soon
+//!   ([`AGAIN`]) where the kernel tells nobody (a queueing discipline that dropped).
 //! - With `tail-drop` what finds the ring full is dropped, on this port's count; with `backpressure` it
 //!   stops whoever feeds this port and nothing else ([`Feeders`]), and what comes nevertheless is
 //!   dropped and counted. So is what the kernel has refused for [`PATIENCE`].
 //! - A frame counts as transmitted when the device has it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
@@ -34,10 +34,12 @@ use crate::stream_status::RingStatus;
 use crate::transmit::account;
 use crate::vport::Vport;
 
-/// When a device is tried again of which nobody tells that it has room.
-pub const AGAIN: Duration = Duration::from_micros(500);
+/// When a device is tried again of which nobody tells that it has room: half as soon each time that it
+/// had, twice as late each time that it hadn't, within these bounds.
+pub const AGAIN: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(800));
 /// How long a frame that a queue of the kernel's refuses is offered again, with back-pressure: a shaper takes
-/// it in time, a filter on the way out never does, and nobody tells which it is.
+/// it in time, a filter on the way out never does, and nobody tells which it is. With tail-drop it is not
+/// offered again at all: whoever shapes a port means its drops, and a full class mustn't keep others waiting.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// Frames that may wait for a port, unless told otherwise.
 pub const DEFAULT_RING: usize = 512;
@@ -181,8 +183,7 @@ impl Drains {
             pool: Pool::default(),
             ports: HashMap::new(),
             ready: VecDeque::new(),
-            later: VecDeque::new(),
-            refused: HashMap::new(),
+            later: BTreeSet::new(),
         };
         let thread = std::thread::Builder::new()
             .name(String::from("drain"))
@@ -289,18 +290,25 @@ struct Drain {
     mail: Mailbox<Command>,
     epoll: OwnedFd,
     pool: Pool,
-    ports: HashMap<u64, Arc<Vport>>,
+    ports: HashMap<u64, Entry>,
     /// Ports with something to send.
     ready: VecDeque<u64>,
-    /// Ports to be tried again, and when: the sooner the more in front.
-    later: VecDeque<(Instant, u64)>,
-    /// Ports whose first frame the kernel refuses, and since when.
-    refused: HashMap<u64, Instant>,
+    /// Ports to be tried again, and when.
+    later: BTreeSet<(Instant, u64)>,
+}
+
+struct Entry {
+    port: Arc<Vport>,
+    /// How long to wait before it is tried again.
+    wait: Duration,
+    /// Since when the kernel refuses its first frame.
+    refused: Option<Instant>,
 }
 
 /// A device as the far end of a ring; a message is a frame, whole.
 struct Device<'a> {
     outlet: &'a dyn Outlet,
+    /// What a queue of the kernel's refuses stays in the ring.
     patient: bool,
     pool: &'a mut Pool,
     outcome: TxOutcome,
@@ -332,7 +340,7 @@ impl Drain {
     fn run(mut self) {
         let mut events = Vec::with_capacity(64);
         loop {
-            let wait = match self.later.front() {
+            let wait = match self.later.first() {
                 _ if !self.ready.is_empty() => Some(Duration::ZERO),
                 Some((at, _)) => Some(at.saturating_duration_since(Instant::now())),
                 None => None,
@@ -361,10 +369,10 @@ impl Drain {
                 }
             }
             let now = Instant::now();
-            while let Some((at, id)) = self.later.front().copied()
+            while let Some((at, id)) = self.later.first().copied()
                 && at <= now
             {
-                self.later.pop_front();
+                self.later.pop_first();
                 self.writable(id);
             }
             for _ in 0..self.ready.len() {
@@ -413,11 +421,17 @@ impl Drain {
                 tracing::error!("port {}: epoll: {errno}", port.name);
             }
         }
-        self.ports.insert(id, port);
+        let wait = AGAIN.0;
+        let entry = Entry {
+            port,
+            wait,
+            refused: None,
+        };
+        self.ports.insert(id, entry);
     }
 
     fn set(&mut self, id: u64, size: Option<usize>, backpressure: Option<bool>) {
-        let Some(port) = self.ports.get(&id) else {
+        let Some(Entry { port, .. }) = self.ports.get(&id) else {
             return;
         };
         let Some(ring) = &port.ring else { return };
@@ -438,10 +452,9 @@ impl Drain {
     }
 
     fn close(&mut self, id: u64) {
-        let Some(port) = self.ports.remove(&id) else {
+        let Some(Entry { port, .. }) = self.ports.remove(&id) else {
             return;
         };
-        self.refused.remove(&id);
         if let Some(outlet) = port.device.outlet() {
             // ENOENT: it couldn't be added.
             let _ = epoll::delete(&self.epoll, outlet.writable());
@@ -460,40 +473,46 @@ impl Drain {
 
     /// There may be room again.
     fn writable(&mut self, id: u64) {
-        let ring = self.ports.get(&id).and_then(|port| port.ring.as_ref());
+        let ring = self
+            .ports
+            .get(&id)
+            .and_then(|entry| entry.port.ring.as_ref());
         if ring.is_some_and(|ring| ring.deferred.writable()) {
             self.ready.push_back(id);
         }
     }
 
     fn flush(&mut self, id: u64) {
-        let Some(port) = self.ports.get(&id) else {
+        let Some(Entry {
+            port,
+            wait,
+            refused,
+        }) = self.ports.get_mut(&id)
+        else {
             return;
         };
         let (Some(ring), Some(outlet)) = (&port.ring, port.device.outlet()) else {
             return;
         };
-        let since = self.refused.get(&id);
         let mut device = Device {
             outlet,
             patient: ring.deferred.ring().has_backpressure()
-                && since.is_none_or(|since| since.elapsed() < PATIENCE),
+                && refused.is_none_or(|since| since.elapsed() < PATIENCE),
             pool: &mut self.pool,
             outcome: TxOutcome::default(),
             room: Room::Left,
         };
         let flushed = ring.deferred.flush(&mut device);
         let (outcome, room) = (device.outcome, device.room);
+        let dealt_with = outcome.packets + outcome.refused_total();
         account(port.counters.cell(self.executor), &outcome);
         match (flushed, room) {
             (Flushed::Blocked, Room::Later) if outcome.packets == 0 => {
-                self.refused.entry(id).or_insert_with(Instant::now);
+                refused.get_or_insert_with(Instant::now);
             }
             // Impatient, it goes on until all that waited behind is tried.
             (Flushed::More, _) if outcome.packets == 0 => {}
-            _ => {
-                self.refused.remove(&id);
-            }
+            _ => *refused = None,
         }
         match (flushed, room) {
             (Flushed::More, _) => self.ready.push_back(id),
@@ -502,10 +521,18 @@ impl Drain {
                 let flags = EventFlags::OUT | EventFlags::ONESHOT;
                 if let Err(errno) = epoll::modify(&self.epoll, outlet.writable(), data, flags) {
                     tracing::warn!("port {}: epoll: {errno}: it is tried again", port.name);
-                    self.later.push_back((Instant::now() + AGAIN, id));
+                    self.later.insert((Instant::now() + AGAIN.1, id));
                 }
             }
-            (Flushed::Blocked, _) => self.later.push_back((Instant::now() + AGAIN, id)),
+            (Flushed::Blocked, _) => {
+                *wait = if dealt_with == 0 {
+                    *wait * 2
+                } else {
+                    *wait / 2
+                };
+                *wait = (*wait).clamp(AGAIN.0, AGAIN.1);
+                self.later.insert((Instant::now() + *wait, id));
+            }
             (Flushed::Empty | Flushed::NotOurs | Flushed::Broken, _) => {}
         }
     }

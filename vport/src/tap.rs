@@ -141,7 +141,12 @@ impl Port for Tap {
         } else {
             ""
         };
-        format!("tap, vnet_hdr, checksum, TSO{uso}")
+        let stops = if tun::stops_when_full(&self.shared.fd) {
+            ", stops the host when full"
+        } else {
+            ""
+        };
+        format!("tap, vnet_hdr, checksum, TSO{uso}{stops}")
     }
 
     fn ifindex(&self) -> u32 {

@@ -47,6 +47,18 @@ pub(crate) fn set_carrier(fd: &OwnedFd, on: bool) -> Result<(), Errno> {
     unsafe { ioctl(fd.as_fd(), TUNSETCARRIER, &mut on) }.map(|_| ())
 }
 
+/// A TAP that stops the host's queueing discipline when its own queue is full, instead of dropping (Linux 7.2 or
+/// so), which libc doesn't have.
+const IFF_BACKPRESSURE: libc::c_int = 0x0080;
+
+/// Whether this kernel's TAPs do that.
+pub(crate) fn stops_when_full(fd: &OwnedFd) -> bool {
+    let mut features: libc::c_uint = 0;
+    // SAFETY: TUNGETFEATURES fills an unsigned int.
+    let told = unsafe { ioctl(fd.as_fd(), libc::TUNGETFEATURES, &mut features) };
+    told.is_ok() && features & IFF_BACKPRESSURE as libc::c_uint != 0
+}
+
 /// Makes the descriptor the (next) queue of the TAP device `name`; `create`: a new device, refused
 /// with `EBUSY` if there is one of that name or of the index that was set. Gives the name, which the kernel makes from a template.
 pub(crate) fn attach(
@@ -59,6 +71,9 @@ pub(crate) fn attach(
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if create {
         flags |= libc::IFF_TUN_EXCL;
+    }
+    if stops_when_full(fd) {
+        flags |= IFF_BACKPRESSURE;
     }
     if multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
