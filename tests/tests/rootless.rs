@@ -48,10 +48,10 @@ fn where_tun_is_closed_internal_ports_are_veth_pairs_and_the_status_says_so() ->
                 let status = lab.status()?;
                 let line = status
                     .lines()
-                    .find(|l| l.contains("int0"))
+                    .find_map(|line| line.trim_start().strip_prefix("int0: "))
                     .unwrap_or_default();
                 let wanted = if tun.is_ok() { "tap" } else { "veth" };
-                ensure!(line.contains(wanted), "int0 is no {wanted}:\n{status}");
+                ensure!(line.starts_with(wanted), "int0 is no {wanted}:\n{status}");
                 Ok(())
             })
         },
