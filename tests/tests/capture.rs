@@ -382,7 +382,7 @@ fn who_may_not_and_what_is_not_there_is_told_why() -> Result<()> {
         };
         let names = format!("there is no port nosuch; there are dp1, {}", a.port());
         says(&["nosuch"], &names)?;
-        says(&[], "<PORT>")?;
+        says(&[], "<PORT|--drops>")?;
         says(
             &["dp1", "--drops", "--direction", "in"],
             "cannot be used with",
